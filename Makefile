@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make` alone says what there is. Nothing here needs root except the lab targets.
+
+# The first Python on this machine that is new enough; `make PYTHON=/path/to/python3 ...` overrides it.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12; do \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && { command -v $$p; break; }; done)
+BIN := .venv/bin
+UV := $(BIN)/uv pip
+STAMP := .venv/.installed
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run demo test lint types check-all lab molecule molecule-all torture bench lock clean
+
+help: ## Say what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Build .venv and nothing else
+
+$(STAMP): requirements/dev.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "zamu needs Python 3.12 or newer with its venv module (Debian: apt install python3-venv); none was found."; exit 1; }
+	@echo "[1/4] Creating .venv with $$($(PYTHON) --version)."
+	@$(PYTHON) -m venv --clear .venv
+	@echo "[2/4] Fetching the installer (uv)."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/uv.lock
+	@echo "[3/4] Installing $$(grep -c '==' requirements/dev.lock) packages (about 250 MB; one to three minutes on a slow line)."
+	@$(UV) sync --python $(BIN)/python --require-hashes requirements/uv.lock requirements/dev.lock
+	@echo "[4/4] Installing zamu itself and its collection boma.zamu."
+	@$(UV) install --quiet --python $(BIN)/python --no-deps --editable .
+	@mkdir -p .venv/collections/ansible_collections/boma && ln -sfn $(CURDIR) .venv/collections/ansible_collections/boma/zamu
+	@touch $@
+
+run: setup ## Start zamu here: SQLite, H2, console notifications, demo inventory
+	@$(BIN)/zamu run
+
+demo: setup ## Watch the loop repair a broken service, in under a minute
+	@$(BIN)/python tests/e2e/demo.py
+
+test: setup ## Run the tests that need neither root nor a network
+	@echo "Running the tests (the ones marked 'engine' start Java; about two minutes)."
+	@$(BIN)/pytest -m "not lab" $(PYTEST_ARGS)
+
+lint: setup ## Ruff, yamllint, ansible-lint
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/yamllint --strict .
+	@$(BIN)/ansible-lint --offline
+
+types: setup ## mypy, strict
+	@$(BIN)/mypy
+
+check-all: lint types test ## Everything that needs no root
+
+clean: ## Remove what setup and the tests made (not .zamu, your state)
+	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .ansible
+
+lock: ## Bring requirements/*.lock up to date with pyproject.toml
+	@sh requirements/lock.sh

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Event source: alerts that Prometheus Alertmanager posts to a webhook."""
+
+import asyncio
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urlencode
+
+import aiohttp
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from zamu.config import parse_duration
+from zamu.errors import ConfigError
+from zamu.event import Event, derive_uuid, parse_json, unreadable
+from zamu.intake.webhook import Unavailable, Unreadable, serve
+
+DOCUMENTATION = r"""
+short_description: Receive alerts from Prometheus Alertmanager
+description:
+  - Listens for Alertmanager's webhook, version 4 (Alertmanager 0.16 and newer; Loki's ruler sends its
+    alerts through Alertmanager, too).
+  - Each alert of a group becomes one event under C(event.alert), in the shape that
+    C(ansible.eda.alertmanager) gives it. What the group says stands beside it under C(event.group).
+  - What counts is the alert's own status. An alert is an event when its status differs from the last
+    one that was stored for its fingerprint, or when it began anew; Alertmanager's repetitions are not
+    events unless I(repeat_every) asks for them.
+  - When Alertmanager cut the group (C(truncatedAlerts)), the missing alerts that fire are asked from
+    I(api_url); the payload's own address is never asked. Missing alerts that are resolved cannot be
+    asked for, so leave C(max_alerts) at 0 where you can.
+  - The labels named in I(host_labels) say which inventory host is meant.
+options:
+  path:
+    description: The path on which alerts are accepted.
+    type: str
+    default: /alertmanager
+  token:
+    description:
+      - The bearer token that the sender has to show, as E(NAME) written C(env:NAME), or C(file:/path).
+      - Without it zamu makes one and keeps it in its state directory.
+    type: str
+  host_labels:
+    description:
+      - Labels that may name the host, in the order in which they are tried; the first that an alert has
+        counts. Understood are a name, C(name:port), an FQDN, IPv4, and C([IPv6]:port).
+    type: list
+    elements: str
+    default: [instance]
+  api_url:
+    description: Alertmanager's own address, for example C(http://127.0.0.1:9093).
+    type: str
+  repeat_every:
+    description: Take an alert that still fires as a new event after this long, for example C(1h).
+    type: str
+  host:
+    description: Where to listen under plain ansible-rulebook; in zamu the shared server listens.
+    type: str
+    default: 127.0.0.1
+  port:
+    description: Likewise the port.
+    type: int
+    default: 8470
+"""
+
+EXAMPLES = r"""
+- name: alertmanager
+  alertmanager:
+    path: /alertmanager
+    host_labels: [node, instance]
+    api_url: http://127.0.0.1:9093
+"""
+
+log = logging.getLogger("zamu.alertmanager")
+
+_API_TIMEOUT = 10
+_API_LIMIT = 20_000_000
+#: endsAt of an alert that still fires.
+_NEVER = "0001-01-01T00:00:00Z"
+
+
+class Arguments(BaseModel):
+    """The source's arguments; see DOCUMENTATION."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = "/alertmanager"
+    token: str | None = None
+    host_labels: list[str] = ["instance"]
+    api_url: str | None = Field(None, pattern=r"^https?://[^\s]+$")
+    repeat_every: str | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(8470, ge=0, le=65535)
+
+
+class Alert(BaseModel):
+    """One alert of the webhook; what it says beyond these fields is kept as it is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    status: Literal["firing", "resolved"]
+    labels: dict[str, str]
+    annotations: dict[str, str] = {}
+    startsAt: str  # noqa: N815 - Alertmanager's spelling
+    fingerprint: str = Field(min_length=1, max_length=64)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A webhook's body: the alerts as they came, and what is said of all of them."""
+
+    alerts: list[Any]
+    about: dict[str, Any]
+    truncated: int
+
+
+def _arguments(args: dict[str, Any]) -> tuple[Arguments, float | None]:
+    try:
+        found = Arguments.model_validate(args)
+        repeat = found.repeat_every
+        return found, parse_duration(repeat).total_seconds() if repeat else None
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(map(str, first["loc"]))
+        known = ", ".join(Arguments.model_fields)
+        raise ConfigError(f"alertmanager: {option}: {first['msg']} (options: {known}).") from None
+    except ValueError as error:
+        raise ConfigError(f"alertmanager: repeat_every: {error}.") from None
+
+
+async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
+    """Serve the webhook until cancelled."""
+    options, repeat = _arguments(args)
+
+    async def take(payload: Any) -> None:
+        group = _group(payload)
+        await put(group, group.alerts)
+        if group.truncated:
+            await put(group, await _missing(options, group))
+
+    async def put(group: _Group, alerts: list[Any]) -> None:
+        events = [_event(options, repeat, group, alert) for alert in alerts]
+        await asyncio.gather(*(queue.put(event) for event in events))
+
+    await serve(options.path, options.token, take, host=options.host, port=options.port)
+
+
+def _group(payload: Any) -> _Group:
+    """Read the body as far as it must be right for anything to be read. Raises Unreadable."""
+    if not isinstance(payload, dict):
+        raise Unreadable("The body is not an object.")
+    if payload.get("version") != "4":
+        raise Unreadable(
+            f'version: expected "4", Alertmanager\'s webhook, got {json.dumps(payload.get("version"))[:40]}.'
+        )
+    alerts = payload.get("alerts")
+    if not isinstance(alerts, list):
+        raise Unreadable("alerts: this is not a list.")
+    truncated = payload.get("truncatedAlerts", 0)
+    about = {key: value for key, value in payload.items() if key != "alerts"}
+    return _Group(alerts, about, truncated if isinstance(truncated, int) else 0)
+
+
+def _event(options: Arguments, repeat: float | None, group: _Group, data: Any) -> Event:
+    try:
+        alert = Alert.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"alert: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return unreadable(data, reason, derive_uuid("alertmanager", json.dumps(data, sort_keys=True)))
+    spoken = next((alert.labels[one] for one in options.host_labels if alert.labels.get(one)), None)
+    # An alert that timed out and returned fires again with the same startsAt, so that the status has
+    # to change in between; while it fires, a new startsAt is a new alert.
+    state = "resolved" if alert.status == "resolved" else f"firing {alert.startsAt}"
+    return {
+        "alert": data,
+        "group": group.about,
+        "meta": {
+            "hosts": [spoken] if spoken else [],
+            "identity": {
+                "key": alert.fingerprint,
+                "state": state,
+                "repeat_after": repeat if alert.status == "firing" else None,
+            },
+        },
+    }
+
+
+async def _missing(options: Arguments, group: _Group) -> list[dict[str, Any]]:
+    """The firing alerts of a cut group that are not in the message, from Alertmanager's API v2."""
+    if options.api_url is None:
+        log.warning(
+            "Alertmanager cut a group by %d alerts and api_url is not set: they are not heard. "
+            "Set sources.alertmanager.api_url, or remove max_alerts from the receiver.",
+            group.truncated,
+        )
+        return []
+    labels = group.about.get("groupLabels")
+    query = [
+        *(("filter", f"{name}={json.dumps(value)}") for name, value in dict(labels or {}).items()),
+        *((state, "false") for state in ("unprocessed", "silenced", "inhibited")),
+        ("receiver", str(group.about.get("receiver", ""))),
+    ]
+    url = f"{options.api_url.rstrip('/')}/api/v2/alerts?{urlencode(query)}"
+    try:
+        timeout = aiohttp.ClientTimeout(total=_API_TIMEOUT)
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as answer:
+            answer.raise_for_status()
+            listed = parse_json(await answer.content.read(_API_LIMIT))
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        # Alertmanager tries again after a 5xx; what was in the message is stored and stays one event.
+        raise Unavailable(
+            f"The group was cut, and Alertmanager's API did not give the rest: {error}."
+        ) from error
+    present = {alert.get("fingerprint") for alert in group.alerts if isinstance(alert, dict)}
+    return [_as_webhook(alert) for alert in listed if alert.get("fingerprint") not in present]
+
+
+def _as_webhook(alert: dict[str, Any]) -> dict[str, Any]:
+    """An alert of the API in the shape of the webhook. The API lists none that is resolved."""
+    return {
+        "status": "firing",
+        "labels": alert.get("labels", {}),
+        "annotations": alert.get("annotations", {}),
+        "startsAt": alert.get("startsAt", ""),
+        "endsAt": _NEVER,
+        "generatorURL": alert.get("generatorURL", ""),
+        "fingerprint": alert.get("fingerprint", ""),
+    }

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Event source: runs that ended, out of zamu's ledger."""
+
+import asyncio
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from zamu.doorbell import Doorbell
+from zamu.errors import ConfigError
+from zamu.event import Event, derive_uuid
+from zamu.ledger import Run
+from zamu.ledger.sqlite import Ledger
+from zamu.state import State
+
+DOCUMENTATION = r"""
+short_description: Hear how playbooks ended
+description:
+  - Each run that ended (successful, failed, denied, cancelled, interrupted) becomes one event under
+    C(event.run), so that rules can escalate, tell, or do the next thing.
+  - Runs that only tell (C(boma.zamu.notify)) are left out, and so are playbooks started by hand.
+  - A run that a rule sets off carries C(meta.depth), one more than its event's; the gate ends chains
+    that grow too long.
+options:
+  state:
+    description:
+      - The state directory of the zamu whose runs are meant; without it E(ZAMU_STATE), or C(.zamu).
+    type: str
+"""
+
+EXAMPLES = r"""
+- name: runs
+  runs:
+"""
+
+_TELLING = "boma.zamu.notify"
+# A run that ended while nobody listened is still told, if it is not older than this.
+_LOOK_BACK = timedelta(days=2)
+# Ends are written in order, but a clock may be set back a little.
+_OVERLAP = timedelta(minutes=1)
+
+
+async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
+    """Put each ended run into the queue, for ever."""
+    unknown = sorted(set(args) - {"state"})
+    if unknown:
+        raise ConfigError(f"runs: the option {unknown[0]!r} is unknown; allowed: state.")
+    state = State(Path(args.get("state") or os.environ.get("ZAMU_STATE") or ".zamu"))
+    state.create()
+    ledger = Ledger(state.ledger)
+    bell = Doorbell(state.bells, "ledger")
+    since = datetime.now(UTC) - _LOOK_BACK
+    seen: set[str] = set()
+    try:
+        while True:
+            runs = ledger.ended_since(since)
+            for run in runs:
+                told = run.intent.playbook == _TELLING or run.intent.rule == "by hand"
+                if run.id not in seen and not told:
+                    await queue.put(_event(run))
+            seen = {run.id for run in runs}
+            if runs:
+                since = datetime.fromisoformat(str(runs[-1].finished_at)) - _OVERLAP
+            await bell.wait()
+    finally:
+        bell.close()
+        ledger.close()
+
+
+def _event(run: Run) -> Event:
+    event: Event = {
+        "run": {**run.as_json(), "target": run.intent.target},
+        "meta": {"uuid": derive_uuid("run", run.id), "depth": run.intent.depth + 1},
+    }
+    if run.intent.hosts:
+        event["meta"]["hosts"] = run.intent.hosts
+    return event

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one configuration file, `zamu.yml`: what may stand in it, and how it is read.
+
+Every key has a default, so that no file at all is a valid configuration. A wrong or unknown key is
+refused with its file, line, name and what is allowed.
+"""
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from zamu.errors import ConfigError
+from zamu.secrets import VAULT_HEADER, Secret
+
+DEFAULT_FILE = Path("zamu.yml")
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def parse_duration(text: object) -> timedelta:
+    """`90s`, `10m`, `2h` or `7d`. Raises ValueError."""
+    match = re.fullmatch(r"(\d{1,9})([smhd])", str(text))
+    if match is None:
+        raise ValueError(f"{text!r} is not a duration; write for example 90s, 10m, 2h or 7d")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+def _secret(value: object, info: ValidationInfo) -> Secret:
+    if isinstance(value, Secret):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("a secret is named as env:NAME or file:/path")
+    return Secret(value, (info.context or {}).get("vault_password"))
+
+
+type Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+type SecretReference = Annotated[Secret, BeforeValidator(_secret)]
+type Urgency = Literal["low", "normal", "urgent"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class Tls(_Section):
+    """A certificate with its chain, and its key, as PEM files."""
+
+    certificate: Path
+    key: Path
+
+
+class Intake(_Section):
+    """The web server that all webhook sources share, and the journal behind it."""
+
+    listen: str = Field("127.0.0.1:8470", pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")
+    tls: Tls | None = None
+    body_limit: int = Field(1_048_576, ge=1024, le=67_108_864, description="bytes")
+    body_timeout: Duration = timedelta(seconds=15)
+    keep_events: Duration = timedelta(days=90)
+    keep_identities: Duration = timedelta(days=365)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of `listen`."""
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+class Engine(_Section):
+    """ansible-rulebook and the playbooks that it starts."""
+
+    max_runs: int = Field(8, ge=1, le=100, description="playbooks at the same time")
+    jvm_memory: str = Field("256m", pattern=r"^\d+[mg]$")
+    delivery_timeout: Duration = timedelta(seconds=30)
+    settle: Duration = timedelta(seconds=2)
+    run_timeout: Duration = timedelta(hours=1)
+    drain: Duration = timedelta(seconds=60)
+    max_depth: int = Field(3, ge=1, le=20, description="runs that set off runs")
+    max_attempts: int = Field(3, ge=1, le=20, description="of a playbook that was killed")
+
+
+class Action(_Section):
+    """What the guard knows about one playbook."""
+
+    cooldown: Duration = timedelta(minutes=5)
+    target: list[str] = Field(
+        default_factory=list,
+        description="variables that, beside the hosts, say what is acted upon",
+    )
+
+
+class Guard(_Section):
+    """Policy of the gate, matched by playbook. `actions` adds to what is built in."""
+
+    cooldown: Duration = timedelta(minutes=5)
+    actions: dict[str, Action] = Field(default_factory=dict)
+
+    built_in: ClassVar[dict[str, Action]] = {
+        "boma.zamu.restart_unit": Action(cooldown="10m", target=["restart_unit_name"]),
+        "boma.zamu.restart_demo_service": Action(cooldown="10s"),
+    }
+
+    def action(self, playbook: str) -> Action:
+        """The policy for one playbook, by the name that rulebooks use."""
+        fallback = Action.model_construct(cooldown=self.cooldown, target=[])
+        return self.actions.get(playbook) or self.built_in.get(playbook, fallback)
+
+
+class Channel(_Section):
+    """One way to the operator. The first that works takes a message; the next are its fallback."""
+
+    name: str = Field(min_length=1, max_length=40)
+    url: SecretReference = Field(description="an Apprise URL; it often holds a token")
+    urgencies: tuple[Urgency, ...] = ("low", "normal", "urgent")
+
+
+class Notify(_Section):
+    """Where notifications go. Without a channel they go to the console."""
+
+    channels: list[Channel] = Field(default_factory=list)
+
+
+class Config(_Section):
+    """All of zamu.yml. Paths are relative to the file, or to the working directory without one."""
+
+    rulebooks: Path = Path("rulebooks")
+    event_sources: Path = Path("event_sources")
+    event_filters: Path = Path("event_filters")
+    playbooks: Path = Path("playbooks")
+    inventory: Path = Path("inventory/demo")
+    ansible_config: Path = Path("ansible.cfg")
+    vault_password: str | None = Field(None, pattern=r"^(file|program):.+")
+    intake: Intake = Intake.model_construct()
+    engine: Engine = Engine.model_construct()
+    guard: Guard = Guard.model_construct()
+    notify: Notify = Notify.model_construct()
+    sources: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="arguments added to the sources of that name"
+    )
+    root: Path = Field(exclude=True)
+
+    @model_validator(mode="after")
+    def _anchor(self) -> "Config":
+        for name in (
+            "rulebooks",
+            "event_sources",
+            "event_filters",
+            "playbooks",
+            "inventory",
+            "ansible_config",
+        ):
+            object.__setattr__(self, name, (self.root / getattr(self, name)).resolve())
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that knows `!vault` and refuses a key that stands twice."""
+
+
+def _vault(loader: yaml.SafeLoader, node: yaml.Node) -> str:
+    text = loader.construct_scalar(node).strip()  # type: ignore[arg-type]
+    if not str(text).startswith(VAULT_HEADER):
+        raise yaml.constructor.ConstructorError(None, None, "!vault holds no vaulted text", node.start_mark)
+    return str(text)
+
+
+def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key, _ in node.value:
+        if key.value in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key.value!r} stands here twice", key.start_mark
+            )
+        seen.add(key.value)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("!vault", _vault)
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def load(path: Path | None) -> Config:
+    """Read and check the configuration; `None` means `./zamu.yml`, or the defaults without one.
+
+    Raises ConfigError with one line for each thing that is wrong.
+    """
+    if path is None and not DEFAULT_FILE.exists():
+        return Config(root=Path.cwd())
+    path = path or DEFAULT_FILE
+    try:
+        text = path.read_text()
+        tree = yaml.compose(text, Loader=_Loader)
+        data = yaml.load(text, Loader=_Loader) or {}  # noqa: S506 - a SafeLoader
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        raise ConfigError(f"{path}:{line}: {getattr(error, 'problem', error)}.") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}:1: the file holds no keys; see docs/reference/configuration.md.")
+    if "root" in data:
+        raise ConfigError(f"{path}:{_line(tree, ('root',))}: root: this key is unknown.")
+    context = {"vault_password": data.get("vault_password")}
+    try:
+        return Config.model_validate({**data, "root": path.resolve().parent}, context=context)
+    except ValidationError as error:
+        problems = [_problem(path, tree, dict(item)) for item in error.errors()]
+        raise ConfigError("\n".join(problems)) from None
+
+
+def _problem(path: Path, tree: yaml.Node | None, error: dict[str, Any]) -> str:
+    place = tuple(error["loc"])
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        allowed = ", ".join(_fields(place[:-1]))
+        message = f"this key is unknown; allowed here: {allowed}"
+    return f"{path}:{_line(tree, place)}: {'.'.join(map(str, place))}: {message}."
+
+
+def _fields(place: tuple[Any, ...]) -> list[str]:
+    """The keys that are allowed at a place of the configuration."""
+    model: type[BaseModel] = Config
+    for step in place:
+        field = model.model_fields.get(str(step))
+        if field is not None:  # else a list's index or a dictionary's key: the model stays
+            inner = (field.annotation, *getattr(field.annotation, "__args__", ()))
+            model = next(
+                (one for one in inner if isinstance(one, type) and issubclass(one, BaseModel)),
+                model,
+            )
+    return [name for name in model.model_fields if name != "root"]
+
+
+def _line(node: yaml.Node | None, place: tuple[Any, ...]) -> int:
+    """The line of the file on which a place of the configuration stands, or of its parent."""
+    line = node.start_mark.line + 1 if node else 1
+    for step in place:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if k.value == str(step)), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            found = (node.value[step], node.value[step])
+        else:
+            found = None
+        if found is None:
+            break
+        key, node = found
+        line = key.start_mark.line + 1
+    return line

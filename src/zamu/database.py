@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens the SQLite files of zamu: durable, shared between processes, of a known version."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zamu.errors import ZamuError
+
+#: How long a writer waits for another process's transaction, in seconds.
+BUSY_TIMEOUT = 20
+
+
+def connect(path: Path, schema: str, version: int) -> sqlite3.Connection:
+    """Open ``path``, creating it with ``schema`` when it is new.
+
+    WAL mode with synchronous=FULL: what is committed survives a power cut (sqlite.org/wal.html).
+    The file may be read and written by the group, so that intake and engine can be two users.
+    Raises ZamuError when the file is damaged or was written by another version.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        connection = sqlite3.connect(
+            path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+        )
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+        with transaction(connection):
+            found = connection.execute("PRAGMA user_version").fetchone()[0]
+            if found == 0:
+                for statement in schema.split(";\n"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version={version}")
+            elif found != version:
+                raise ZamuError(
+                    f"{path} has format {found}, and this zamu writes format {version}. "
+                    "Use the zamu that wrote it, or move the file away to begin anew."
+                )
+    except sqlite3.DatabaseError as error:
+        raise ZamuError(
+            f"{path} cannot be opened: {error}. If the disk is sound, move the file away; "
+            "zamu begins a new one."
+        ) from error
+    return connection
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """One write transaction, begun at once, so that what is read in it stays true until the end."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")

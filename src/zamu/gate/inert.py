@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes a playbook's variables inert: text stays text, whatever it contains.
+
+ansible-core trusts an extra-vars file as templates, and the engine writes what events say into that
+file. Here every string is tagged `!unsafe`, Ansible's own mark for text that is never a template.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from zamu.event import clean_text
+
+_STRING = "tag:yaml.org,2002:str"
+
+
+class _InertDumper(yaml.SafeDumper):
+    """Writes every string as `!unsafe "…"`."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent(dumper: _InertDumper, text: str) -> yaml.ScalarNode:
+    # Ansible reads `!unsafe "yes"` as a boolean. A quoted "yes" stays a string, and nothing that
+    # YAML takes for a number, boolean, null, date or merge key can hold a template.
+    resolve: Callable[..., str] = dumper.resolve
+    plain = resolve(yaml.ScalarNode, text, (True, False)) == _STRING
+    return dumper.represent_scalar("!unsafe" if plain else _STRING, text, style='"')
+
+
+_InertDumper.add_representer(str, _represent)
+
+
+def read(text: str) -> dict[str, Any]:
+    """Parse an extra-vars file as plain data. Raises ValueError when it is anything else."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the variables are not plain YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError("the variables are not a mapping")
+    return {str(key): _joined(value) for key, value in data.items()}
+
+
+def _joined(value: Any) -> Any:
+    """Join the surrogate pairs that Java makes of characters outside the basic plane."""
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, dict):
+        return {clean_text(str(key)): _joined(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_joined(child) for child in value]
+    return value
+
+
+def write(variables: dict[str, Any]) -> str:
+    """The text of an extra-vars file in which no string is a template."""
+    return yaml.dump(variables, Dumper=_InertDumper, allow_unicode=True, width=1_000_000)

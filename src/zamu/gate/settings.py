@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the gate has to know, handed over in one file by the engine's supervisor.
+
+The gate starts before every playbook, so it reads this small file instead of all of zamu.yml.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from zamu import inventory
+from zamu.errors import ZamuError
+from zamu.state import State, write_atomically
+
+#: Names the file in the engine's environment.
+VARIABLE = "ZAMU_GATE"
+#: What a composed rulebook says of its action, beside the rule's own variables.
+ACTION_KEY = "zamu_action"
+#: The `hosts` of every composed ruleset: a pattern that matches nobody.
+NO_HOST = "zamu-no-host"
+#: Playbooks that only tell: they need no host and start no Ansible.
+TELLING = frozenset({"boma.zamu.notify"})
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The guard's policy for one playbook."""
+
+    cooldown: float
+    target: list[str]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Paths are absolute, times are seconds."""
+
+    state: str
+    root: str
+    inventory: str
+    inventory_stamp: str
+    hosts: list[str]
+    ansible_playbook: str
+    environment: dict[str, str]
+    policies: dict[str, Policy]
+    default_policy: Policy
+    max_depth: int
+    max_attempts: int
+    run_timeout: float
+
+    def policy(self, playbook: str) -> Policy:
+        """The guard's policy for a playbook by its name."""
+        return self.policies.get(playbook, self.default_policy)
+
+    def known_hosts(self) -> frozenset[str]:
+        """The inventory's hosts; read anew when a file of the inventory has changed."""
+        path = Path(self.inventory)
+        if inventory.stamp(path) == self.inventory_stamp:
+            return frozenset(self.hosts)
+        return inventory.load(path, self.environment).hosts
+
+    def playbook_environment(self) -> dict[str, str]:
+        """The environment of a playbook: ours, without what ansible-runner put into it.
+
+        ansible-runner sets, among others, ANSIBLE_HOST_KEY_CHECKING=False.
+        """
+        foreign = ("ANSIBLE_", "AWX_", "RUNNER_")
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+        return {**kept, **self.environment, "ZAMU_STATE": self.state}
+
+    def save(self) -> Path:
+        """Write the file that `load` reads; only its owner may read it."""
+        path = State(Path(self.state)).gate
+        write_atomically(path, json.dumps(asdict(self)), mode=0o600)
+        return path
+
+
+def load() -> Settings:
+    """Read the file that the environment names. Raises ZamuError: then nothing may run."""
+    path = os.environ.get(VARIABLE, "")
+    try:
+        data = json.loads(Path(path).read_text())
+        data["policies"] = {name: Policy(**item) for name, item in data["policies"].items()}
+        data["default_policy"] = Policy(**data["default_policy"])
+        return Settings(**data)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ZamuError(
+            f"The gate has no settings ({VARIABLE}={path!r}: {error}), so no playbook may run. "
+            "Playbooks of rules are started by `zamu engine`."
+        ) from error

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of one playbook, in a session of its own: it outlives the engine that wanted it."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from zamu import processes
+from zamu.doorbell import ring
+from zamu.gate import inert
+from zamu.gate.settings import Settings, load
+from zamu.ledger import Run, Status
+from zamu.ledger.sqlite import Ledger, killed
+from zamu.state import State
+
+# ansible-playbook's exit code after SIGINT.
+_ANSIBLE_INTERRUPTED = 99
+
+
+def main(run_id: str) -> int:
+    """Run the playbook of a claimed run and write its end into the ledger."""
+    settings = load()
+    state = State(Path(settings.state))
+    ledger = Ledger(state.ledger)
+    if not ledger.start(run_id, processes.identity()):
+        return 1  # somebody took us for dead, and began again
+    ring(state.bells, "ledger")
+    run = ledger.get(run_id)
+    assert run is not None  # it was just started
+    try:
+        code = _play(settings, run)
+        status, reason = _judge(ledger, settings, run, code)
+    except OSError as error:
+        status, reason = Status.FAILED, f"Ansible could not be started: {error}."
+    verified = status is Status.SUCCESSFUL
+    ledger.finish(run_id, status, verified=verified, reason=reason)
+    ring(state.bells, "ledger")
+    return 0
+
+
+def _play(settings: Settings, run: Run) -> int | None:
+    """Run the real ansible-playbook; None when it took too long and was ended."""
+    with tempfile.NamedTemporaryFile("w", dir=State(Path(settings.state)).engine, suffix=".yml") as file:
+        file.write(inert.write(run.intent.variables))
+        file.flush()
+        with subprocess.Popen(
+            [
+                settings.ansible_playbook,
+                "-i",
+                settings.inventory,
+                "--limit",
+                ",".join(run.intent.hosts),
+                "-e",
+                f"@{file.name}",
+                run.intent.path,
+            ],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "ZAMU_RUN_ID": run.id},
+            preexec_fn=processes.die_with_parent(signal.SIGKILL),  # noqa: PLW1509 - no threads here
+        ) as ansible:
+            try:
+                return ansible.wait(timeout=settings.run_timeout)
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    processes.end(processes.identity(ansible.pid))
+                return None
+
+
+def _judge(ledger: Ledger, settings: Settings, run: Run, code: int | None) -> tuple[Status, str | None]:
+    if code is None:
+        return (
+            Status.FAILED,
+            f"The playbook took longer than {settings.run_timeout:.0f} s and was ended.",
+        )
+    if code < 0 or code == _ANSIBLE_INTERRUPTED:
+        return killed(run, settings.max_attempts)
+    results = ledger.tasks(run.id)
+    if code != 0:
+        bad = next((one for one in results if one.status in {"failed", "unreachable"}), None)
+        if bad is None:
+            return Status.FAILED, f"ansible-playbook ended with {code}; see logs/run-{run.id}.log."
+        return Status.FAILED, f"{bad.task} ({bad.host}): {bad.text}"
+    checked = {one.host for one in results if one.role.startswith("verify_") and one.status == "ok"}
+    missing = [host for host in run.intent.hosts if host not in checked]
+    if missing:
+        return Status.FAILED, (
+            f"Not verified on {', '.join(missing)}: the playbook ended well, but no verify_ role "
+            "checked the outcome there."
+        )
+    return Status.SUCCESSFUL, None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

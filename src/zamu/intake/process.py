@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process `zamu intake`: hosts the sources, serves, keeps the journal in bounds."""
+
+import asyncio
+import logging
+import os
+import socket
+from typing import Any
+
+from zamu import inventory
+from zamu.ansible import ansible_environment
+from zamu.config import Config
+from zamu.doorbell import ring
+from zamu.errors import ZamuError
+from zamu.intake.host import host
+from zamu.intake.webhook import Shelter
+from zamu.journal.sqlite import Journal
+from zamu.journal.writer import Writer
+from zamu.rulebooks import Rulebooks
+from zamu.state import State
+from zamu.web import Route, Server
+
+log = logging.getLogger("zamu.intake")
+
+_INVENTORY_AGE = 300
+_PRUNE_EVERY = 3600
+
+
+class Intake:
+    """One run of intake. `run` returns only when it is cancelled."""
+
+    def __init__(
+        self,
+        config: Config,
+        state: State,
+        rulebooks: Rulebooks,
+        journal: Journal,
+        pages: dict[str, Route],
+    ) -> None:
+        """`pages` are routes that the server has beside those of the sources."""
+        self._config = config
+        self._state = state
+        self._rulebooks = rulebooks
+        self._journal = journal
+        self._pages = pages
+        self._writer = Writer(self._journal, lambda: ring(state.bells, "journal"))
+        self._server = Server(config.intake)
+        self._troubles: dict[str, str] = {}
+
+    async def run(self) -> None:
+        """Serve and host until cancelled; then finish what is being answered."""
+        self._environment = ansible_environment(self._config, self._state)
+        self._inventory = await asyncio.to_thread(inventory.load, self._config.inventory, self._environment)
+        self._stamp = inventory.stamp(self._config.inventory)
+        self._journal.subscribe(self._rulebooks.consumers)
+        for path, route in self._pages.items():
+            self._server.add(path, route)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for source in self._rulebooks.sources:
+                    tasks.create_task(
+                        host(
+                            source,
+                            self._config,
+                            self._writer,
+                            lambda: self._inventory,
+                            Shelter(self._server, self._state.tokens),
+                            self._said,
+                        )
+                    )
+                # The sources have their routes before the first request can come.
+                await asyncio.sleep(0)
+                await self._server.start(inherited_socket())
+                tasks.create_task(self._refresh_inventory())
+                tasks.create_task(self._prune())
+                self._state.say("intake", state="ready", port=self._server.port, sources={})
+        finally:
+            await self._server.stop()
+            await self._writer.close()
+
+    def _said(self, source: str, reason: str | None) -> None:
+        before = self._troubles.get(source)
+        if reason is None:
+            self._troubles.pop(source, None)
+        else:
+            self._troubles[source] = reason
+        if before != reason and self._state.status("intake") not in (None, {"state": "starting"}):
+            found: dict[str, Any] = dict(self._state.status("intake") or {})
+            self._state.say("intake", **{**found, "sources": self._troubles})
+
+    async def _refresh_inventory(self) -> None:
+        """Read the inventory again when a file of it changed, and now and then for dynamic ones."""
+        age = 0
+        lost = False
+        while True:
+            await asyncio.sleep(10)
+            age += 10
+            stamp = await asyncio.to_thread(inventory.stamp, self._config.inventory)
+            if stamp == self._stamp and age < _INVENTORY_AGE:
+                continue
+            age = 0
+            try:
+                self._inventory = await asyncio.to_thread(
+                    inventory.load, self._config.inventory, self._environment
+                )
+                self._stamp = stamp
+                if lost:
+                    log.info("The inventory can be read again.")
+                lost = False
+            except ZamuError as error:
+                if not lost:
+                    log.warning("%s The last good inventory stays in use.", error)
+                lost = True
+
+    async def _prune(self) -> None:
+        intake = self._config.intake
+        while True:
+            removed = await asyncio.to_thread(self._journal.prune, intake.keep_events, intake.keep_identities)
+            if removed:
+                log.info("Removed %d old events from the journal.", removed)
+            await asyncio.sleep(_PRUNE_EVERY)
+
+
+def inherited_socket() -> socket.socket | None:
+    """The socket that systemd opened for us, if it did (sd_listen_fds(3): LISTEN_PID, LISTEN_FDS)."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    if os.environ.get("LISTEN_FDS") != "1":
+        raise ZamuError("systemd hands over more than one socket; zamu-intake.socket may have one.")
+    return socket.socket(fileno=3)

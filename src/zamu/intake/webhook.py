@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a webhook source needs: a path of its own on the shared server, and its own credentials.
+
+In zamu all webhook sources share one server. Under plain `ansible-rulebook` there is none, so the
+source's arguments `host` and `port` say where to listen.
+"""
+
+import asyncio
+import hmac
+import json
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from zamu.config import Intake
+from zamu.errors import ConfigError
+from zamu.event import parse_json
+from zamu.secrets import Secret
+from zamu.web import RETRY_AFTER, Refusal, Request, Route, Server
+
+log = logging.getLogger("zamu.intake.webhook")
+
+_ACCEPTED = json.dumps({"status": "accepted"})
+
+
+@dataclass(frozen=True)
+class Shelter:
+    """What intake lends to the sources that it hosts."""
+
+    server: Server
+    tokens: Path
+
+
+#: Set by intake around each source that it hosts.
+shelter: ContextVar[Shelter | None] = ContextVar("shelter", default=None)
+#: The name of the source that is being hosted.
+source_name: ContextVar[str] = ContextVar("source_name", default="webhook")
+
+
+class Unreadable(Exception):
+    """JSON that this source could never read; the message names the field."""
+
+
+class Unavailable(Exception):
+    """Something that this source needs to understand the message is out of reach; try again."""
+
+
+def token_file(directory: Path, source: str) -> Path:
+    """Where the token lies that zamu made for a source to which none was given."""
+    return directory / "".join(char if char.isalnum() or char in "-_" else "_" for char in source)
+
+
+def _token(reference: str | None) -> str:
+    """The token of the running source: the one that was given, or one that zamu makes and keeps."""
+    if reference is not None:
+        try:
+            return Secret(reference).reveal()
+        except ValueError as error:
+            raise ConfigError(f"{source_name.get()}: token: {error}.") from None
+    home = shelter.get()
+    if home is None:
+        raise ConfigError(
+            f"{source_name.get()}: the option `token` is missing; name a secret as env:NAME or file:/path."
+        )
+    path = token_file(home.tokens, source_name.get())
+    if not path.exists():
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_urlsafe(32) + "\n")
+    return path.read_text().strip()
+
+
+def _admit(expected: bytes, headers: Mapping[str, str]) -> None:
+    given = headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+    if not hmac.compare_digest(given, expected):
+        raise Refusal(401, "No or wrong bearer token.", {"WWW-Authenticate": "Bearer"})
+    if headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
+        raise Refusal(415, "The content type is not application/json.")
+
+
+async def _handle(path: str, take: Callable[[Any], Awaitable[None]], request: Request) -> web.Response:
+    try:
+        payload = parse_json(request.body)
+    except ValueError as error:
+        raise Refusal(400, f"This is not JSON that can be taken: {error}.") from None
+    try:
+        await take(payload)
+    except Unreadable as error:
+        raise Refusal(422, str(error)) from None
+    except Unavailable as error:
+        log.warning("%s: %s", path, error)
+        raise Refusal(503, str(error), {"Retry-After": RETRY_AFTER}) from None
+    return web.Response(status=202, text=_ACCEPTED, content_type="application/json")
+
+
+async def serve(
+    path: str,
+    token: str | None,
+    take: Callable[[Any], Awaitable[None]],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8470,
+) -> None:
+    """Serve a webhook until cancelled: JSON posted to `path` with `Authorization: Bearer`.
+
+    `take` gets the parsed JSON, puts events into its queue and returns when that is done; then the
+    sender is answered 202. It raises Unreadable for JSON that it could never read. `token` is a
+    secret's reference; None in zamu means a token that zamu makes. `host` and `port` count only
+    where no server is shared. Raises ConfigError.
+    """
+    if not path.startswith("/"):
+        raise ConfigError(f"{source_name.get()}: path: {path!r} does not begin with a slash.")
+    route = Route("POST", partial(_handle, path, take), partial(_admit, f"Bearer {_token(token)}".encode()))
+    home = shelter.get()
+    server = home.server if home else Server(Intake(listen=f"{host}:{port}"))
+    server.add(path, route)
+    try:
+        if home is None:
+            await server.start()
+        await asyncio.Event().wait()
+    finally:
+        server.remove(path)
+        if home is None:
+            await server.stop()

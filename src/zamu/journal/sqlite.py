@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal in one SQLite file, written by intake and read by the engine at the same time."""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from zamu.database import connect, transaction
+from zamu.errors import JournalError, JournalFull
+from zamu.event import Event, derive_uuid, now, timestamp
+from zamu.journal import Consumer, Entry, Outcome
+
+_SCHEMA = """
+CREATE TABLE events (
+    offset INTEGER PRIMARY KEY AUTOINCREMENT,
+    uuid TEXT NOT NULL UNIQUE,
+    source TEXT NOT NULL,
+    received_at TEXT NOT NULL,
+    body TEXT NOT NULL
+);
+CREATE INDEX events_by_source ON events (source, offset);
+CREATE TABLE identities (uuid TEXT PRIMARY KEY, seen_at TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE states (
+    source TEXT NOT NULL,
+    key TEXT NOT NULL,
+    state TEXT NOT NULL,
+    changes INTEGER NOT NULL,
+    changed_at TEXT NOT NULL,
+    PRIMARY KEY (source, key)
+) WITHOUT ROWID;
+CREATE TABLE consumers (
+    ruleset TEXT NOT NULL,
+    source TEXT NOT NULL,
+    name TEXT NOT NULL,
+    active INTEGER NOT NULL DEFAULT 1,
+    since INTEGER NOT NULL,
+    acknowledged INTEGER NOT NULL,
+    reader TEXT,
+    PRIMARY KEY (ruleset, source)
+) WITHOUT ROWID;
+CREATE TABLE attempts (
+    ruleset TEXT NOT NULL,
+    offset INTEGER NOT NULL,
+    count INTEGER NOT NULL,
+    PRIMARY KEY (ruleset, offset)
+) WITHOUT ROWID;
+CREATE TABLE dead (
+    ruleset TEXT NOT NULL,
+    offset INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    at TEXT NOT NULL,
+    PRIMARY KEY (ruleset, offset)
+) WITHOUT ROWID;
+"""
+_VERSION = 1
+
+#: The consumer under which an event that nobody can read is dead.
+INTAKE = "intake"
+
+
+class Journal:
+    """See `zamu.journal` for the contract. Safe to share between threads of one process."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = connect(path, _SCHEMA, _VERSION)
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close the file. What was appended is in it."""
+        with self._lock:
+            self._connection.close()
+
+    def append(self, batch: Sequence[tuple[str, Event]]) -> list[Outcome]:
+        """Store `(hosted source, event)` pairs in one commit; returns what was done with each.
+
+        Raises JournalFull or JournalError when nothing of the batch was stored.
+        """
+        try:
+            with self._lock, transaction(self._connection) as connection:
+                return [_store(connection, source, event) for source, event in batch]
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise JournalFull("The disk that holds the journal is full.") from error
+            raise JournalError(f"The journal cannot be written: {error}.") from error
+        except sqlite3.DatabaseError as error:
+            raise JournalError(f"The journal cannot be written: {error}.") from error
+
+    def subscribe(self, consumers: Iterable[Consumer]) -> None:
+        """Make these the consumers. A new one begins with what comes from now on."""
+        wanted = list(consumers)
+        with self._lock, transaction(self._connection) as connection:
+            connection.execute("UPDATE consumers SET active = 0")
+            for consumer in wanted:
+                connection.execute(
+                    "INSERT INTO consumers (ruleset, source, name, since, acknowledged) "
+                    "SELECT ?, ?, ?, top, top FROM (SELECT coalesce(max(seq), 0) AS top "
+                    "FROM sqlite_sequence WHERE name = 'events') WHERE true "
+                    "ON CONFLICT DO UPDATE SET active = 1, name = excluded.name",
+                    (consumer.ruleset, consumer.source, consumer.name),
+                )
+
+    def read(self, ruleset: str, source: str, after: int, limit: int) -> list[tuple[int, Event]]:
+        """The next events of a source after an offset, without those that are dead for `ruleset`."""
+        with self._lock:
+            rows = self._connection.execute(
+                "SELECT offset, body FROM events WHERE source = ? AND offset > ? AND offset NOT IN "
+                "(SELECT offset FROM dead WHERE ruleset IN (?, ?)) ORDER BY offset LIMIT ?",
+                (source, after, ruleset, INTAKE, limit),
+            ).fetchall()
+        return [(row["offset"], json.loads(row["body"])) for row in rows]
+
+    def acknowledged(self, ruleset: str, source: str) -> int:
+        """The offset up to which a consumer needs nothing again."""
+        with self._lock:
+            row = self._connection.execute(
+                "SELECT acknowledged FROM consumers WHERE ruleset = ? AND source = ?",
+                (ruleset, source),
+            ).fetchone()
+        if row is None:
+            raise JournalError(f"{ruleset!r} is not subscribed to {source!r}.")
+        return int(row["acknowledged"])
+
+    def acknowledge(self, ruleset: str, source: str, offset: int) -> None:
+        """A consumer needs nothing up to `offset` again."""
+        with self._lock, transaction(self._connection) as connection:
+            connection.execute(
+                "UPDATE consumers SET acknowledged = max(acknowledged, ?) WHERE ruleset = ? AND source = ?",
+                (offset, ruleset, source),
+            )
+            connection.execute("DELETE FROM attempts WHERE ruleset = ? AND offset <= ?", (ruleset, offset))
+
+    def attach(self, ruleset: str, source: str, process: str) -> None:
+        """Note which process reads for a consumer."""
+        with self._lock, transaction(self._connection) as connection:
+            connection.execute(
+                "UPDATE consumers SET reader = ? WHERE ruleset = ? AND source = ?",
+                (process, ruleset, source),
+            )
+
+    def readers(self) -> set[str | None]:
+        """The processes that read for the active consumers; None among them where one has none."""
+        with self._lock:
+            rows = self._connection.execute("SELECT reader FROM consumers WHERE active").fetchall()
+        return {row["reader"] for row in rows}
+
+    def count_attempt(self, ruleset: str, offset: int) -> int:
+        """Note that delivering an event stopped the engine; returns how often it has."""
+        with self._lock, transaction(self._connection) as connection:
+            row = connection.execute(
+                "INSERT INTO attempts VALUES (?, ?, 1) "
+                "ON CONFLICT DO UPDATE SET count = count + 1 RETURNING count",
+                (ruleset, offset),
+            ).fetchone()
+        return int(row["count"])
+
+    def bury(self, ruleset: str, offset: int, reason: str) -> None:
+        """Put an event to the dead letters of a consumer: it is kept, and not delivered again."""
+        with self._lock, transaction(self._connection) as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO dead VALUES (?, ?, ?, ?)", (ruleset, offset, reason, now())
+            )
+
+    def counts(self) -> dict[str, int]:
+        """How many events are stored, and how many deliveries are pending or dead."""
+        with self._lock:
+            row = self._connection.execute(
+                "SELECT (SELECT count(*) FROM events) AS events, "
+                "(SELECT count(*) FROM dead) AS dead, "
+                "(SELECT count(*) FROM consumers c JOIN events e ON e.source = c.source "
+                " WHERE c.active AND e.offset > c.acknowledged) AS pending"
+            ).fetchone()
+        return dict(row)
+
+    def entries(self, after: int = 0, limit: int = -1) -> list[Entry]:
+        """Stored events in order, each with its state for every consumer that it is meant for."""
+        with self._lock:
+            consumers = self._connection.execute("SELECT * FROM consumers").fetchall()
+            rows = self._connection.execute(
+                "SELECT e.offset, e.source, e.body, "
+                "(SELECT json_group_object(ruleset, reason) FROM dead d WHERE d.offset = e.offset)"
+                " AS dead FROM events e WHERE e.offset > ? ORDER BY e.offset LIMIT ?",
+                (after, limit),
+            ).fetchall()
+        return [_entry(row, consumers) for row in rows]
+
+    def prune(self, age: timedelta, identity_age: timedelta) -> int:
+        """Remove what is older than `age` and acknowledged by all; returns how many events.
+
+        Identities live longer than events, so that a late repetition is still a repetition.
+        """
+        moment = datetime.now(UTC)
+        with self._lock, transaction(self._connection) as connection:
+            removed = connection.execute(
+                "DELETE FROM events WHERE received_at < ? AND NOT EXISTS (SELECT 1 FROM consumers c "
+                "WHERE c.active AND c.source = events.source AND c.acknowledged < events.offset)",
+                (timestamp(moment - age),),
+            ).rowcount
+            connection.execute("DELETE FROM dead WHERE offset NOT IN (SELECT offset FROM events)")
+            connection.execute(
+                "DELETE FROM identities WHERE seen_at < ?", (timestamp(moment - identity_age),)
+            )
+        return removed
+
+
+def _store(connection: sqlite3.Connection, source: str, event: Event) -> Outcome:
+    meta: dict[str, Any] = dict(event["meta"])
+    identity = meta.pop("identity", None)
+    reason = meta.pop("unreadable", None)
+    if identity is not None:
+        changes = _change(connection, source, identity, meta["received_at"])
+        if changes is None:
+            return Outcome.DUPLICATE
+        meta["uuid"] = derive_uuid(source, identity["key"], identity["state"], str(changes))
+    fresh = connection.execute(
+        "INSERT OR IGNORE INTO identities VALUES (?, ?)", (meta["uuid"], meta["received_at"])
+    ).rowcount
+    if not fresh:
+        return Outcome.DUPLICATE
+    body = json.dumps({**event, "meta": meta}, ensure_ascii=False, separators=(",", ":"))
+    offset = connection.execute(
+        "INSERT INTO events (uuid, source, received_at, body) VALUES (?, ?, ?, ?)",
+        (meta["uuid"], source, meta["received_at"], body),
+    ).lastrowid
+    if reason is None:
+        return Outcome.STORED
+    connection.execute("INSERT INTO dead VALUES (?, ?, ?, ?)", (INTAKE, offset, reason, now()))
+    return Outcome.UNREADABLE
+
+
+def _change(connection: sqlite3.Connection, source: str, identity: dict[str, Any], at: str) -> int | None:
+    """How often the state of a key has changed, counting this change; None when it did not."""
+    key, state = identity["key"], identity["state"]
+    row = connection.execute(
+        "SELECT state, changes, changed_at FROM states WHERE source = ? AND key = ?", (source, key)
+    ).fetchone()
+    changes = 1 if row is None else int(row["changes"]) + 1
+    if row is not None and row["state"] == state:
+        repeat = identity.get("repeat_after")
+        age = datetime.fromisoformat(at) - datetime.fromisoformat(row["changed_at"])
+        if repeat is None or age < timedelta(seconds=repeat):
+            return None
+    connection.execute(
+        "INSERT INTO states VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+        "state = excluded.state, changes = excluded.changes, changed_at = excluded.changed_at",
+        (source, key, state, changes, at),
+    )
+    return changes
+
+
+def _entry(row: sqlite3.Row, consumers: list[sqlite3.Row]) -> Entry:
+    dead: dict[str, str] = json.loads(row["dead"])
+    states: dict[str, str] = {}
+    for consumer in consumers:
+        if consumer["source"] != row["source"] or row["offset"] <= consumer["since"]:
+            continue
+        if INTAKE in dead or consumer["ruleset"] in dead:
+            states[consumer["ruleset"]] = "dead"
+        elif row["offset"] <= consumer["acknowledged"]:
+            states[consumer["ruleset"]] = "delivered"
+        elif consumer["active"]:
+            states[consumer["ruleset"]] = "pending"
+    found = {*states.values(), *(["dead"] if dead else [])}
+    worst = next((state for state in ("dead", "pending") if state in found), "delivered")
+    return Entry(
+        offset=row["offset"],
+        source=row["source"],
+        state=worst,
+        consumers=states,
+        reason="; ".join(dead.values()) or None,
+        event=json.loads(row["body"]),
+    )

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger: every intent, run, task and notification, in the order in which they happened.
+
+The ledger is the judge of what has been done. An action is known by its key (event, ruleset, rule,
+playbook and variables); `claim` lets one process at a time work on a key, and never again once a
+run of it has ended, unless the playbook itself was killed.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Status(StrEnum):
+    """What became of a run."""
+
+    WAITING = "waiting"
+    DEFERRED = "deferred"
+    RUNNING = "running"
+    SUCCESSFUL = "successful"
+    FAILED = "failed"
+    DENIED = "denied"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+
+
+#: A run with one of these is over.
+ENDED = frozenset({Status.SUCCESSFUL, Status.FAILED, Status.DENIED, Status.CANCELLED, Status.INTERRUPTED})
+
+
+@dataclass(frozen=True)
+class Intent:
+    """What a rule wants done. `key` is the same whenever the same rule wants it of the same event."""
+
+    key: str
+    events: list[str]
+    ruleset: str
+    rule: str
+    playbook: str
+    path: str
+    hosts: list[str]
+    target: str
+    variables: dict[str, Any]
+    depth: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One attempt at an intent."""
+
+    id: str
+    number: int
+    attempt: int
+    intent: Intent
+    status: Status
+    verified: bool | None
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    reason: str | None
+    process: str | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen in this run."""
+        return self.status in ENDED
+
+    def as_json(self) -> dict[str, Any]:
+        """The run as `zamu runs --json` prints it."""
+        return {
+            "id": self.id,
+            "events": self.intent.events,
+            "ruleset": self.intent.ruleset,
+            "rule": self.intent.rule,
+            "playbook": self.intent.playbook,
+            "hosts": self.intent.hosts,
+            "status": str(self.status),
+            "verified": self.verified,
+            "started_at": self.started_at,
+            "finished_at": self.finished_at,
+            "reason": self.reason,
+            "attempt": self.attempt,
+        }
+
+
+@dataclass(frozen=True)
+class Message:
+    """What the operator is to be told. Text only; nothing in it is ever a template or HTML."""
+
+    title: str
+    body: str
+    urgency: str = "normal"
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A message in the outbox."""
+
+    number: int
+    message: Message
+    created_at: str
+    state: str
+    attempts: int
+    channel: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What one task did on one host, cut to a size that a person reads."""
+
+    play: str
+    role: str
+    task: str
+    host: str
+    status: str
+    changed: bool
+    text: str = field(default="")

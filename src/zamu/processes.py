@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names a process so that its number, used again by the system, is not taken for it."""
+
+import ctypes
+import os
+import signal
+from collections.abc import Callable
+
+import psutil
+
+_PR_SET_PDEATHSIG = 1
+
+
+def identity(pid: int | None = None) -> str:
+    """`PID:START` of a process (default: this one); START is seconds since 1970."""
+    process = psutil.Process(pid)
+    return f"{process.pid}:{process.create_time():.2f}"
+
+
+def alive(name: str | None) -> bool:
+    """Whether the process that `identity` named still runs (a zombie does not)."""
+    if not name:
+        return False
+    pid, _, started = name.partition(":")
+    try:
+        process = psutil.Process(int(pid))
+        return f"{process.create_time():.2f}" == started and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def end(name: str, patience: float = 10) -> None:
+    """End a process and its children: SIGTERM, then after `patience` seconds SIGKILL."""
+    if not alive(name):
+        return
+    try:
+        process = psutil.Process(int(name.partition(":")[0]))
+        family = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    process.terminate()
+    _, left = psutil.wait_procs(family, timeout=patience)
+    for survivor in left:
+        survivor.kill()
+    psutil.wait_procs(left, timeout=patience)
+
+
+def die_with_parent(number: int = signal.SIGTERM) -> Callable[[], None]:
+    """A `preexec_fn`: the kernel sends `number` to the child when its parent thread ends."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    parent = os.getpid()
+
+    def arm() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, int(number))
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return arm

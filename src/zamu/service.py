@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts and stops the parts: `zamu intake`, `zamu engine`, and `zamu run`, which starts both."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+
+from zamu import processes
+from zamu.config import Config
+from zamu.console import Console, introduce
+from zamu.doorbell import Doorbell
+from zamu.engine.supervisor import Supervisor
+from zamu.errors import ZamuError
+from zamu.intake.process import Intake
+from zamu.journal.sqlite import Journal
+from zamu.notify import Outbox
+from zamu.rulebooks import load
+from zamu.state import State
+from zamu.status.health import PARTS, health
+from zamu.status.page import routes
+
+log = logging.getLogger("zamu.service")
+
+#: A part that ends with this refuses to start as things are; starting it again would not help.
+REFUSED = 2
+_END_PATIENCE = 20
+
+
+def run_intake(config: Config, state: State) -> int:
+    """The process `zamu intake`."""
+    handle = _begin(state, "intake")
+    journal = Journal(state.journal)
+    rulebooks = load(config.rulebooks, config.sources)
+    intake = Intake(config, state, rulebooks, journal, routes(state, journal))
+    try:
+        return _until_signalled(intake.run())
+    finally:
+        journal.close()
+        del handle
+
+
+def run_engine(config: Config, state: State) -> int:
+    """The process `zamu engine`: the rules engine's supervisor, and the outbox's sender."""
+    handle = _begin(state, "engine")
+    supervisor = Supervisor(config, state, load(config.rulebooks, config.sources))
+    outbox = Outbox(config, state)
+
+    async def both() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(supervisor.run())
+            tasks.create_task(outbox.run())
+
+    try:
+        return _until_signalled(both())
+    finally:
+        del handle
+
+
+def run_all(config: Config, state: State, options: list[str]) -> int:
+    """The process `zamu run`: both parts as children, and on the console what happens.
+
+    `options` are the global options, handed on to the children.
+    """
+    state.create()
+    load(config.rulebooks, config.sources)  # refused here, before anything starts
+    handle = state.lock("run")
+    console = Console(state)
+
+    async def everything() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for part in PARTS:
+                tasks.create_task(_keep(part, options))
+            tasks.create_task(console.follow())
+            tasks.create_task(_introduce(config, state))
+
+    try:
+        return _until_signalled(everything())
+    finally:
+        del handle
+
+
+async def _introduce(config: Config, state: State) -> None:
+    bell = Doorbell(state.bells, "engine")
+    try:
+        while not health(state).ready:
+            await bell.wait(0.5)
+    finally:
+        bell.close()
+    introduce(config, state)
+
+
+class PartEnded(Exception):
+    """A child of `zamu run` ended though nobody asked it to."""
+
+
+async def _keep(part: str, options: list[str]) -> None:
+    """Run a part as a child, and start it again when it ends."""
+
+    def said(attempt: RetryCallState) -> None:
+        pause = attempt.next_action.sleep if attempt.next_action else 0
+        error = attempt.outcome.exception() if attempt.outcome else None
+        log.warning("%s It is started again in %.0f s.", error, pause)
+
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception_type(PartEnded),
+        wait=wait_exponential_jitter(initial=0.5, max=30),
+        before_sleep=said,
+    ):
+        with attempt:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "zamu",
+                *options,
+                part,
+                stdin=asyncio.subprocess.DEVNULL,
+                preexec_fn=processes.die_with_parent(signal.SIGTERM),
+            )
+            try:
+                code = await child.wait()
+            except asyncio.CancelledError:
+                await _end(child)
+                raise
+            if code == REFUSED:
+                raise ZamuError(f"The {part} cannot start; its reason stands above.")
+            raise PartEnded(f"The {part} ended with {code}.")
+
+
+async def _end(child: asyncio.subprocess.Process) -> None:
+    if child.returncode is None:
+        child.terminate()
+        try:
+            async with asyncio.timeout(_END_PATIENCE):
+                await child.wait()
+        except TimeoutError:
+            child.kill()
+            await child.wait()
+
+
+def _begin(state: State, part: str) -> int:
+    state.create()
+    return state.lock(part)
+
+
+def _until_signalled(work: Coroutine[Any, Any, None]) -> int:
+    """Run until SIGTERM or SIGINT, or until the work fails; returns the exit code."""
+
+    async def main() -> int:
+        task = asyncio.ensure_future(work)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, task.cancel)
+        try:
+            await task
+        except asyncio.CancelledError:
+            return 0
+        except ExceptionGroup as group:
+            raise _first(group) from None
+        return 0
+
+    return asyncio.run(main())
+
+
+def _first(error: BaseException) -> BaseException:
+    """The error that began it, out of the groups that tasks wrap around it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

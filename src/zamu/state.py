@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where zamu keeps things: the paths below one state directory, and the locks on it."""
+
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zamu.errors import AlreadyRunning
+from zamu.processes import alive, identity
+
+
+@dataclass(frozen=True)
+class State:
+    """The state directory. Nothing of it is shared with another zamu."""
+
+    root: Path
+
+    @property
+    def journal(self) -> Path:
+        """Everything that was accepted."""
+        return self.root / "journal.db"
+
+    @property
+    def ledger(self) -> Path:
+        """Everything that was intended, done and told."""
+        return self.root / "ledger.db"
+
+    @property
+    def engine(self) -> Path:
+        """The composed rulebook, its variables and the engine's own store."""
+        return self.root / "engine"
+
+    @property
+    def bells(self) -> Path:
+        """Doorbells: one socket for each process that waits for news."""
+        return self.root / "bells"
+
+    @property
+    def tokens(self) -> Path:
+        """Tokens that zamu made for webhook sources to which none was given."""
+        return self.root / "tokens"
+
+    @property
+    def logs(self) -> Path:
+        """What the engine and each playbook printed."""
+        return self.root / "logs"
+
+    @property
+    def gate(self) -> Path:
+        """What the gate has to know, written by the engine's supervisor."""
+        return self.root / "engine" / "gate.json"
+
+    def create(self) -> None:
+        """Make the directories. Others than owner and group see nothing of them."""
+        for directory in (self.root, self.engine, self.bells, self.tokens, self.logs):
+            directory.mkdir(mode=0o770, parents=True, exist_ok=True)
+
+    def status(self, part: str) -> dict[str, Any] | None:
+        """What a part (`intake`, `engine`) last said of itself; None when it does not run."""
+        try:
+            found = json.loads((self.root / f"{part}.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return found if isinstance(found, dict) and alive(found.get("process")) else None
+
+    def say(self, part: str, **facts: Any) -> None:
+        """Write what ``part`` says of itself, for `status` of any process."""
+        facts["process"] = identity()
+        write_atomically(self.root / f"{part}.json", json.dumps(facts))
+
+    def lock(self, part: str) -> int:
+        """Be the only ``part`` of this directory until the process ends.
+
+        The lock is the kernel's, so it cannot outlive its process. Raises AlreadyRunning.
+        """
+        handle = os.open(self.root / f"{part}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise AlreadyRunning(
+                f"Another zamu {part} works on {self.root}. Stop it first, or choose another "
+                "directory with --state."
+            ) from None
+        self.say(part, state="starting")
+        return handle
+
+
+def write_atomically(path: Path, text: str, mode: int = 0o640) -> None:
+    """Replace a file so that a reader sees the old or the new text, never a part."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    scratch.replace(path)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The status pages: health for machines and for people."""
