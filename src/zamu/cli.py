@@ -56,6 +56,7 @@ def _serve(options: argparse.Namespace, state: State) -> int:
     from zamu import service
     from zamu.config import load
 
+    os.environ["ZAMU_STATE"] = str(state.root)  # for sources, the engine and the playbooks
     config = load(options.config)
     if options.command == "intake":
         return service.run_intake(config, state)

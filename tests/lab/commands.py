@@ -58,9 +58,7 @@ def run_script(name: str, *arguments: str, within: float = 900) -> None:
         raise LabError(f"tests/lab/{name} ended with {done.returncode}; its output says why.")
 
 
-def wait_until(
-    condition: Callable[[], bool], *, within: float, otherwise: Callable[[], str]
-) -> None:
+def wait_until(condition: Callable[[], bool], *, within: float, otherwise: Callable[[], str]) -> None:
     """Ask until the condition holds; when the time is up, fail with what `otherwise` says."""
     deadline = time.monotonic() + within
     while not condition():

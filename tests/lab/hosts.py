@@ -167,9 +167,7 @@ class LabHost:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on the host as root, past SSH."""
         interactive = [] if stdin is None else ["--interactive"]
-        return run(
-            "podman", "exec", *interactive, self._held.container, *argv, stdin=stdin, check=check
-        )
+        return run("podman", "exec", *interactive, self._held.container, *argv, stdin=stdin, check=check)
 
     def ssh_options(self) -> list[str]:
         """What makes ssh know this host and nothing of the user who runs the tests."""

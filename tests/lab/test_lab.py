@@ -48,9 +48,7 @@ def test_a_stranger_without_the_key_is_turned_away(lab_host: LabHost, tmp_path: 
     assert "Permission denied (publickey)" in refused.stderr
 
 
-def test_ansible_reaches_the_host_through_its_inventory_entry(
-    lab_host: LabHost, tmp_path: Path
-) -> None:
+def test_ansible_reaches_the_host_through_its_inventory_entry(lab_host: LabHost, tmp_path: Path) -> None:
     inventory = tmp_path / "hosts.json"
     inventory.write_text(json.dumps({"all": {"hosts": {"lab": lab_host.inventory_entry()}}}))
     ansible = Path(sys.executable).with_name("ansible")

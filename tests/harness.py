@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the real zamu in a directory of a test's own, and waits for what it does."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+READY = 60
+STARTS_AT = "2026-11-22T20:00:00Z"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until[T](condition: Callable[[], T], within: float, otherwise: Callable[[], str]) -> T:
+    """Return the first true value of `condition`; fail with `otherwise` after `within` seconds."""
+    deadline = time.monotonic() + within
+    while True:
+        found = condition()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"Not within {within:g} s.\n{otherwise()}")
+        time.sleep(0.05)
+
+
+def alert(name: str, /, status: str = "firing", fingerprint: str = "1", **labels: str) -> dict[str, Any]:
+    """One alert as Alertmanager's webhook has it."""
+    return {
+        "status": status,
+        "labels": {"alertname": name, **labels},
+        "annotations": {"summary": f"{name} happened"},
+        "startsAt": STARTS_AT,
+        "endsAt": "0001-01-01T00:00:00Z",
+        "generatorURL": "",
+        "fingerprint": fingerprint,
+    }
+
+
+def group(*alerts: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """A webhook's body as Alertmanager 0.33 sends it."""
+    return {
+        "version": "4",
+        "groupKey": "{}:{}",
+        "truncatedAlerts": 0,
+        "status": "firing",
+        "receiver": "zamu",
+        "groupLabels": {},
+        "commonLabels": {},
+        "commonAnnotations": {},
+        "externalURL": "http://alertmanager.example.net",
+        "alerts": list(alerts),
+        **fields,
+    }
+
+
+class Zamu:
+    """A zamu with a state directory, configuration and inventory of its own, on a free port."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        hosts: dict[str, dict[str, Any]] | None = None,
+        rulebooks: dict[str, Any] | None = None,
+        config: dict[str, Any] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        """`hosts` are inventory entries; `rulebooks` are rulesets by file name, else zamu's own."""
+        self.directory = directory
+        self.state = directory / "state"
+        self.port = free_port()
+        self._environment = environment or {}
+        self._parts: dict[str, subprocess.Popen[bytes]] = {}
+        settings: dict[str, Any] = {
+            "intake": {"listen": f"127.0.0.1:{self.port}"},
+            "inventory": str(directory / "inventory"),
+            "rulebooks": str(ROOT / "rulebooks"),
+            "event_sources": str(ROOT / "event_sources"),
+            "playbooks": str(directory / "playbooks"),
+        }
+        (directory / "inventory").mkdir(parents=True)
+        (directory / "playbooks").mkdir()
+        (directory / "inventory" / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts or {}}}))
+        if rulebooks is not None:
+            settings["rulebooks"] = str(directory / "rulebooks")
+            (directory / "rulebooks").mkdir()
+            for name, rulesets in rulebooks.items():
+                (directory / "rulebooks" / name).write_text(yaml.safe_dump(rulesets, sort_keys=False))
+        (directory / "zamu.yml").write_text(yaml.safe_dump(settings | (config or {})))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def token(self) -> str:
+        return (self.state / "tokens" / "alertmanager").read_text().strip()
+
+    def command(self, *arguments: str) -> list[str]:
+        options = ["--config", str(self.directory / "zamu.yml"), "--state", str(self.state)]
+        return [sys.executable, "-m", "zamu", *options, *arguments]
+
+    def start(self, *parts: str) -> None:
+        """Start parts, each as a process of its own: `run`, or `intake` and `engine`."""
+        for part in parts:
+            with (self.directory / f"{part}.log").open("ab") as log:
+                self._parts[part] = subprocess.Popen(
+                    self.command(part),
+                    stdout=log,
+                    stderr=log,
+                    stdin=subprocess.DEVNULL,
+                    cwd=ROOT,
+                    env=os.environ | self._environment,
+                    start_new_session=True,
+                )
+
+    def wait_ready(self) -> None:
+        wait_until(lambda: self.health()[0] == 200, READY, self.story)
+
+    def wait_listening(self) -> None:
+        wait_until(lambda: self.health()[0] != 0, READY, self.story)
+
+    def health(self) -> tuple[int, dict[str, Any]]:
+        try:
+            with urllib.request.urlopen(f"{self.url}/healthz", timeout=5) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+        except OSError:
+            return 0, {}
+
+    def post(
+        self,
+        body: bytes | dict[str, Any],
+        *,
+        path: str = "/alertmanager",
+        headers: dict[str, str] | None = None,
+    ) -> tuple[int, str]:
+        """Post to a webhook; returns status and answer."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        sent = {"Content-Type": "application/json", "Authorization": f"Bearer {self.token}"}
+        request = urllib.request.Request(
+            f"{self.url}{path}", data=data, headers=sent if headers is None else headers
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def listed(self, kind: str) -> list[dict[str, Any]]:
+        """What `zamu events --json` or `zamu runs --json` says."""
+        done = subprocess.run(
+            self.command(kind, "--json"), capture_output=True, text=True, check=True, timeout=60
+        )
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def events(self) -> list[dict[str, Any]]:
+        return self.listed("events")
+
+    def runs(self, playbook: str | None = None) -> list[dict[str, Any]]:
+        found = self.listed("runs")
+        return [run for run in found if playbook in (None, run["playbook"])]
+
+    def wait_for_run(
+        self, playbook: str, *statuses: str, count: int = 1, within: float = 60
+    ) -> list[dict[str, Any]]:
+        """Wait until `count` runs of a playbook have one of the statuses; returns all its runs."""
+
+        def enough() -> list[dict[str, Any]]:
+            runs = self.runs(playbook)
+            return runs if sum(run["status"] in statuses for run in runs) >= count else []
+
+        return wait_until(enough, within, self.story)
+
+    def wait_settled(self, within: float = 60) -> None:
+        """Wait until nothing is pending: every event is delivered or dead, every run has ended."""
+
+        def settled() -> bool:
+            busy = any(run["status"] in ("waiting", "running", "interrupted") for run in self._latest())
+            return not busy and all(event["state"] != "pending" for event in self.events())
+
+        wait_until(settled, within, self.story)
+
+    def _latest(self) -> Iterable[dict[str, Any]]:
+        """The last attempt of each intent."""
+        latest: dict[str, dict[str, Any]] = {}
+        for run in self.runs():
+            latest[f"{run['events']}{run['rule']}{run['playbook']}"] = run
+        return latest.values()
+
+    def process(self, *words: str) -> psutil.Process | None:
+        """The process of this zamu whose command line has all the words."""
+        for process in psutil.process_iter(["cmdline"]):
+            line = process.info["cmdline"] or []
+            if str(self.state) in " ".join(line) and all(word in line or word in " ".join(line) for word in words):
+                return process
+        return None
+
+    def kill_engine(self) -> None:
+        """SIGKILL to ansible-rulebook itself."""
+        engine = wait_until(lambda: self.process("--persistence-id"), 10, self.story)
+        engine.kill()
+
+    def kill_part(self, part: str) -> None:
+        """SIGKILL to a part that was started on its own."""
+        process = self._parts.pop(part)
+        process.kill()
+        process.wait()
+
+    def kill_all(self) -> None:
+        """SIGKILL to everything but the playbooks' own sessions: parts, engine and the waiting gates."""
+        victims = []
+        for process in self._parts.values():
+            victims += [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        workers = {child.pid for child in victims if "zamu.gate.worker" in _line(child)}
+        for victim in victims:
+            if not workers & {victim.pid, *(parent.pid for parent in _parents(victim))}:
+                victim.kill()
+        for process in self._parts.values():
+            process.wait()
+        self._parts.clear()
+
+    def stop(self) -> None:
+        """End everything, playbooks too."""
+        for process in self._parts.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self._parts.values():
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self._parts.clear()
+        for left in psutil.process_iter(["cmdline", "environ"]):
+            if str(self.state) in " ".join(left.info["cmdline"] or []) or (
+                (left.info["environ"] or {}).get("ZAMU_STATE") == str(self.state)
+            ):
+                left.kill()
+
+    def story(self) -> str:
+        """All that was logged, for a test that failed."""
+        parts = [f"health: {self.health()}"]
+        for kind in ("events", "runs"):
+            try:
+                parts.append(f"--- {kind}\n" + "\n".join(json.dumps(row) for row in self.listed(kind)))
+            except subprocess.CalledProcessError as error:
+                parts.append(f"--- {kind}: {error.stderr}")
+        for log in (*self.directory.glob("*.log"), *(self.state / "logs").glob("*")):
+            parts.append(f"--- {log.name}\n{log.read_text(errors='replace')[-6000:]}")
+        return "\n".join(parts)
+
+
+def _line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _parents(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.parents()
+    except psutil.NoSuchProcess:
+        return []

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole loop for real: Alertmanager's alert, a Debian host mended over SSH, the operator told.
+
+The same again with each part killed at its worst moment. What a run did is counted on the host, by
+systemd's own journal, not by what zamu says of itself.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from email.message import Message
+from pathlib import Path
+
+import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.handlers import Message as MessageHandler
+
+from harness import Zamu, free_port, wait_until
+from lab.alertmanager import Alertmanager
+from lab.hosts import LabHost
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+
+UNIT = "zamu-lab-web.service"
+RESTART = "boma.zamu.restart_unit"
+NOTIFY = "boma.zamu.notify"
+
+
+class Mailbox(MessageHandler):
+    """A real SMTP server's handler that keeps what was delivered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.subjects: list[str] = []
+
+    def handle_message(self, message: Message) -> None:
+        self.subjects.append(str(message["subject"]))
+
+
+@pytest.fixture
+def mailbox() -> Iterator[tuple[Mailbox, int]]:
+    handler = Mailbox()
+    port = free_port()
+    server = Controller(handler, hostname="127.0.0.1", port=port)
+    server.start()
+    yield handler, port
+    server.stop()
+
+
+@pytest.fixture
+def zamu(lab_host: LabHost, mailbox: tuple[Mailbox, int], tmp_path: Path) -> Iterator[Zamu]:
+    url = f"mailto://127.0.0.1:{mailbox[1]}/?from=zamu@example.net&to=operator@example.net"
+    one = Zamu(
+        tmp_path / "zamu",
+        hosts={"web1": lab_host.inventory_entry()},
+        config={
+            "notify": {"channels": [{"name": "mail", "url": "env:LAB_MAIL"}]},
+            "guard": {"actions": {RESTART: {"cooldown": "1s", "target": ["restart_unit_name"]}}},
+        },
+        environment={"LAB_MAIL": url},
+    )
+    with one:
+        yield one
+
+
+def broken(host: LabHost) -> float:
+    """Make the unit fail; returns the moment, as the host tells time."""
+    moment = float(host.exec("date", "+%s.%N", check=True).stdout)
+    host.exec("systemctl", "kill", "--signal=KILL", UNIT, check=True)
+    wait_until(lambda: state(host) == "failed", 15, host.logs)
+    return moment
+
+
+def state(host: LabHost) -> str:
+    return host.exec("systemctl", "is-active", UNIT).stdout.strip()
+
+
+def starts(host: LabHost, since: float) -> int:
+    """How often systemd started the unit since a moment: the effect itself, counted on the host."""
+    words = host.exec(
+        "journalctl", "-u", UNIT, "-o", "cat", f"--since=@{since:.6f}", "_PID=1", check=True
+    ).stdout
+    return sum(line.startswith("Started ") for line in words.splitlines())
+
+
+def labels(host: LabHost) -> dict[str, str]:
+    return {"alertname": "SystemdUnitFailed", "instance": f"{host.address}:9100", "name": UNIT}
+
+
+def run_once_and_verified(zamu: Zamu, host: LabHost, since: float, *, runs: int = 1) -> None:
+    done = zamu.wait_for_run(RESTART, "successful", within=120)
+    zamu.wait_settled()
+    assert len(done) == runs, zamu.story()
+    assert done[-1]["verified"] is True
+    assert done[-1]["hosts"] == ["web1"]
+    assert state(host) == "active"
+    assert starts(host, since) == 1, host.logs()
+
+
+@pytest.fixture
+def fire(
+    zamu: Zamu, lab_host: LabHost, alertmanager: Callable[..., Alertmanager]
+) -> Callable[[], Alertmanager]:
+    def send() -> Alertmanager:
+        one = alertmanager(f"{zamu.url}/alertmanager", zamu.token)
+        one.fire(labels(lab_host), {"summary": "the web server has failed \N{FIRE}"})
+        return one
+
+    return send
+
+
+def test_an_alert_repairs_the_host_and_the_operator_is_told(
+    zamu: Zamu, lab_host: LabHost, fire: Callable[[], Alertmanager], mailbox: tuple[Mailbox, int]
+) -> None:
+    zamu.start("run")
+    zamu.wait_ready()
+    since = broken(lab_host)
+    sender = fire()
+    run_once_and_verified(zamu, lab_host, since)
+    sender.resolve(labels(lab_host))
+    wait_until(lambda: mailbox[0].subjects, 60, zamu.story)
+    assert mailbox[0].subjects == [f"{UNIT} on {lab_host.address}:9100 is well again"]
+    zamu.wait_settled()
+    assert {event["state"] for event in zamu.events()} == {"delivered"}
+
+
+def test_a_unit_that_cannot_start_is_told_at_once(
+    zamu: Zamu, lab_host: LabHost, alertmanager: Callable[..., Alertmanager], mailbox: tuple[Mailbox, int]
+) -> None:
+    zamu.start("run")
+    zamu.wait_ready()
+    lab_host.exec("systemctl", "start", "zamu-lab-broken.service")
+    sender = alertmanager(f"{zamu.url}/alertmanager", zamu.token)
+    sender.fire({**labels(lab_host), "name": "zamu-lab-broken.service"})
+    (run,) = zamu.wait_for_run(RESTART, "failed", within=120)
+    assert run["verified"] is False
+    assert "zamu-lab-broken.service" in run["reason"]
+    wait_until(lambda: mailbox[0].subjects, 60, zamu.story)
+    assert mailbox[0].subjects == ["Restarting a unit on web1 was failed"]
+    lab_host.exec("systemctl", "reset-failed", "zamu-lab-broken.service")
+
+
+def test_the_engine_is_killed_between_alert_and_run(
+    zamu: Zamu, lab_host: LabHost, fire: Callable[[], Alertmanager]
+) -> None:
+    zamu.start("intake")
+    zamu.wait_listening()
+    since = broken(lab_host)
+    fire()
+    wait_until(zamu.events, 30, zamu.story)
+    zamu.start("engine")
+    # The engine has the alert and is killed before its first playbook begins.
+    wait_until(lambda: zamu.process("--persistence-id"), 30, zamu.story)
+    wait_until(lambda: zamu.runs() or zamu.health()[0] == 200, 60, zamu.story)
+    zamu.kill_engine()
+    run_once_and_verified(zamu, lab_host, since)
+
+
+def test_the_engine_is_killed_during_the_playbook(
+    zamu: Zamu, lab_host: LabHost, fire: Callable[[], Alertmanager]
+) -> None:
+    zamu.start("intake", "engine")
+    zamu.wait_ready()
+    since = broken(lab_host)
+    fire()
+    zamu.wait_for_run(RESTART, "running")
+    zamu.kill_engine()
+    run_once_and_verified(zamu, lab_host, since)
+
+
+def test_intake_is_killed_right_after_its_202(
+    zamu: Zamu, lab_host: LabHost, fire: Callable[[], Alertmanager]
+) -> None:
+    zamu.start("intake", "engine")
+    zamu.wait_ready()
+    since = broken(lab_host)
+    killer = threading.Thread(target=kill_at_first_event, args=(zamu,))
+    killer.start()
+    fire()
+    killer.join(60)
+    zamu.start("intake")
+    run_once_and_verified(zamu, lab_host, since)
+
+
+def kill_at_first_event(zamu: Zamu) -> None:
+    """The event is in the journal's file before anybody is answered; look there, then kill."""
+    from zamu.journal.sqlite import Journal
+
+    journal = Journal(zamu.state / "journal.db")
+    deadline = time.monotonic() + 60
+    while not journal.entries() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    zamu.kill_part("intake")
+    journal.close()
+
+
+def test_all_of_zamu_is_killed_during_the_playbook(
+    zamu: Zamu, lab_host: LabHost, fire: Callable[[], Alertmanager]
+) -> None:
+    zamu.start("intake", "engine")
+    zamu.wait_ready()
+    since = broken(lab_host)
+    fire()
+    zamu.wait_for_run(RESTART, "running")
+    zamu.kill_all()
+    zamu.start("intake", "engine")
+    run_once_and_verified(zamu, lab_host, since)
+
+
+def test_a_killed_playbook_is_done_again_and_says_interrupted(
+    zamu: Zamu, lab_host: LabHost, fire: Callable[[], Alertmanager]
+) -> None:
+    zamu.start("intake", "engine")
+    zamu.wait_ready()
+    since = broken(lab_host)
+    fire()
+    zamu.wait_for_run(RESTART, "running")
+    playbook = wait_until(lambda: zamu.process("ansible-playbook", "--limit"), 30, zamu.story)
+    playbook.kill()
+    # The precondition is checked again: a unit that the killed playbook had already started stays.
+    run_once_and_verified(zamu, lab_host, since, runs=2)
+    first, second = zamu.runs(RESTART)
+    assert (first["status"], second["status"]) == ("interrupted", "successful")
+    assert (first["attempt"], second["attempt"]) == (1, 2)
+
+
+def test_a_host_that_vanishes_is_a_clear_failure(
+    zamu: Zamu, lab_host: LabHost, fire: Callable[[], Alertmanager], mailbox: tuple[Mailbox, int]
+) -> None:
+    zamu.start("run")
+    zamu.wait_ready()
+    lab_host.unplug()
+    try:
+        fire()
+        (run,) = zamu.wait_for_run(RESTART, "failed", within=120)
+        assert "web1" in run["reason"]
+        wait_until(lambda: mailbox[0].subjects, 60, zamu.story)
+    finally:
+        lab_host.plug_in()
