@@ -13,6 +13,12 @@ from zamu.errors import ZamuError
 from zamu.logs import configure
 from zamu.state import State
 
+_LISTS = {
+    "events": "what was accepted",
+    "runs": "what was done, or why not",
+    "messages": "what the operator was told, or is to be told",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 1 for a failure, 2 for what has to be mended first."""
@@ -20,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure(options.verbose)
     state = State(Path(options.state or os.environ.get("ZAMU_STATE") or ".zamu").absolute())
     try:
-        if options.command in ("events", "runs"):
+        if options.command in _LISTS:
             return _list(options, state)
         return _serve(options, state)
     except ZamuError as error:
@@ -46,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("run", help="start intake and engine here, and show what happens")
     commands.add_parser("intake", help="start only the part that accepts events")
     commands.add_parser("engine", help="start only the part that decides and acts")
-    for name, text in (("events", "what was accepted"), ("runs", "what was done, or why not")):
+    for name, text in _LISTS.items():
         command = commands.add_parser(name, help=text)
         command.add_argument("--json", action="store_true", help="one JSON object a line")
     return parser
@@ -73,7 +79,7 @@ def _serve(options: argparse.Namespace, state: State) -> int:
 def _list(options: argparse.Namespace, state: State) -> int:
     if not state.journal.exists() and not state.ledger.exists():
         raise ZamuError(f"There is no zamu in {state.root}. Name its state directory with --state.")
-    rows = _events(state) if options.command == "events" else _runs(state)
+    rows = {"events": _events, "runs": _runs, "messages": _messages}[options.command](state)
     if options.json:
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))
@@ -106,6 +112,13 @@ def _runs(state: State) -> Iterable[dict[str, object]]:
         yield run.as_json()
 
 
+def _messages(state: State) -> Iterable[dict[str, object]]:
+    from zamu.ledger.sqlite import Ledger
+
+    for letter in Ledger(state.ledger).letters():
+        yield letter.as_json()
+
+
 def _table(kind: str, rows: Iterable[dict[str, object]]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -115,6 +128,7 @@ def _table(kind: str, rows: Iterable[dict[str, object]]) -> None:
 
     columns = {
         "events": ("received_at", "source", "hosts", "state", "uuid", "reason"),
+        "messages": ("created_at", "urgency", "title", "state", "channel", "error"),
         "runs": ("started_at", "playbook", "hosts", "status", "verified", "rule", "reason"),
     }[kind]
     table = Table(*(name.replace("_", " ") for name in columns), box=None, header_style="bold")

@@ -20,6 +20,7 @@ def connect(path: Path, schema: str, version: int) -> sqlite3.Connection:
     Raises ZamuError when the file is damaged or was written by another version.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    connection = None
     try:
         connection = sqlite3.connect(
             path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
@@ -39,7 +40,11 @@ def connect(path: Path, schema: str, version: int) -> sqlite3.Connection:
                     f"{path} has format {found}, and this zamu writes format {version}. "
                     "Use the zamu that wrote it, or move the file away to begin anew."
                 )
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, ZamuError) as error:
+        if connection is not None:
+            connection.close()
+        if isinstance(error, ZamuError):
+            raise
         raise ZamuError(
             f"{path} cannot be opened: {error}. If the disk is sound, move the file away; "
             "zamu begins a new one."

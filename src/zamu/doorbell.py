@@ -70,10 +70,10 @@ def ring(directory: Path, topic: str) -> None:
         for name in listeners:
             try:
                 sender.sendto(b"!", str(short / name))
-            except BlockingIOError:
-                pass  # its queue is full of rings: it is awake anyway
-            except OSError:
+            except ConnectionRefusedError:
                 (directory / name).unlink(missing_ok=True)  # its process is gone
+            except OSError:
+                pass  # its queue is full of rings and it is awake anyway, or it just ended
 
 
 @contextlib.contextmanager

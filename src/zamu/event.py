@@ -19,6 +19,7 @@ reads and takes out again:
 """
 
 import json
+import math
 import uuid
 from datetime import UTC, datetime
 from typing import Any
@@ -69,7 +70,8 @@ def parse_json(body: bytes) -> Any:
     SQLite nor YAML can hold, become U+FFFD.
     """
     try:
-        value = json.loads(body, parse_constant=_refuse_constant)
+        # Given bytes, json.loads would take UTF-16 and encoded surrogates, too.
+        value = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError(f"the JSON is nested deeper than {MAX_DEPTH} levels") from None
     except UnicodeDecodeError:
@@ -92,10 +94,12 @@ def bounded(value: Any) -> Any:
             return clean_text(item)
         if isinstance(item, dict):
             return {clean_text(str(key)): walk(child, depth + 1) for key, child in item.items()}
-        if isinstance(item, list):
+        if isinstance(item, list | tuple):
             return [walk(child, depth + 1) for child in item]
-        if isinstance(item, float) and item in (float("inf"), float("-inf")):
+        if isinstance(item, float) and not math.isfinite(item):
             raise ValueError("a number is too large")
+        if item is not None and not isinstance(item, bool | int | float):
+            raise ValueError(f"a {type(item).__name__} is not JSON")
         return item
 
     return walk(value, 1)

@@ -25,7 +25,7 @@ def alive(name: str | None) -> bool:
     try:
         process = psutil.Process(int(pid))
         return f"{process.create_time():.2f}" == started and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError):
         return False
 
 

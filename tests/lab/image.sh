@@ -24,6 +24,7 @@ fail() {
 
 # The first archive of Debian itself (not of its security updates) in apt's own configuration.
 debian_mirror() {
+    # shellcheck disable=SC2016  # apt fills these in, not the shell
     apt-get indextargets --format '$(LABEL) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
         awk '$1 == "Debian" { print $2; exit }'
 }
@@ -152,4 +153,6 @@ configure "$work/tree"
 echo "[3/3] Importing it into podman as $image."
 tar --create --directory "$work/tree" --numeric-owner . |
     podman import --quiet --change "LABEL zamu.lab.recipe=$recipe" - "$image" >/dev/null
+# What an earlier version of this file built.
+podman image prune --force --filter label=zamu.lab.recipe >/dev/null
 echo "The image $image is ready."

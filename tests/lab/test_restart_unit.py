@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +41,13 @@ Play = Callable[..., Outcome]
 
 @pytest.fixture(scope="module")
 def play(lab_host: LabHost, tmp_path_factory: pytest.TempPathFactory) -> Play:
-    inventory = tmp_path_factory.mktemp("inventory") / "hosts.json"
+    directory = tmp_path_factory.mktemp("ansible")
+    inventory = directory / "hosts.json"
     inventory.write_text(json.dumps({"all": {"hosts": {"lab": lab_host.inventory_entry()}}}))
+    config = directory / "ansible.cfg"
+    config.touch()
     environment = os.environ | {
-        "ANSIBLE_CONFIG": os.devnull,
+        "ANSIBLE_CONFIG": str(config),
         "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".venv/collections"),
         "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
         "ANSIBLE_PIPELINING": "true",
@@ -89,6 +91,7 @@ def broken_web(lab_host: LabHost) -> Iterator[LabHost]:
     lab_host.exec("systemctl", "kill", "--signal=KILL", WEB, check=True)
     wait_until(lambda: state(lab_host) == "failed", within=10, otherwise=lab_host.logs)
     yield lab_host
+    lab_host.exec("systemctl", "reset-failed", WEB)
     lab_host.exec("systemctl", "restart", WEB, check=True)
 
 
@@ -153,12 +156,11 @@ def test_a_host_that_vanishes_in_the_middle_does_not_hold_the_run_up(slow_unit: 
 
     watcher = threading.Thread(target=vanish)
     watcher.start()
-    began = time.monotonic()
     try:
         outcome = play(SLOW, restart_unit_timeout=5)
     finally:
         watcher.join()
         slow_unit.plug_in()
-    assert outcome.stats["failures"] + outcome.stats["unreachable"] == 1
-    assert "could not be restarted" in outcome.failure
-    assert time.monotonic() - began < 60
+    assert outcome.stats["failures"] == 1
+    assert "lab-slow.service on lab could not be restarted: " in outcome.failure
+    assert "5 second" in outcome.failure

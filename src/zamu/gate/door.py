@@ -6,6 +6,7 @@ this module. It fails closed: what it does not understand does not run.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -49,16 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _pass(settings: Settings, arguments: list[str]) -> int:
     state = State(Path(settings.state))
-    ledger = Ledger(state.ledger)
-    try:
-        intent = _read(settings, arguments)
-    except (ZamuError, OSError, ValueError) as error:
-        intent = _unreadable(arguments)
-        reason = f"not understood: {printable(error)}"
-        ledger.claim(intent, processes.identity(), attempts=1, refuse=lambda _: reason)
-        ring(state.bells, "ledger")
-        raise ZamuError(reason) from error
-    run = see_through(settings, ledger, intent)
+    with contextlib.closing(Ledger(state.ledger)) as ledger:
+        try:
+            intent = _read(settings, arguments)
+        except Exception as error:  # whatever it is that we do not understand, it does not run
+            intent = _unreadable(arguments)
+            reason = f"not understood: {printable(error)}"
+            ledger.claim(intent, processes.identity(), attempts=1, refuse=lambda _: reason)
+            ring(state.bells, "ledger")
+            raise ZamuError(reason) from error
+        run = see_through(settings, ledger, intent)
     print(f"zamu: {intent.playbook}: {run.status}. {run.reason or ''}".rstrip())
     return 0 if run.status is Status.SUCCESSFUL else 1
 

@@ -49,7 +49,8 @@ def _cooldown(intent: Intent, settings: Settings, ledger: Ledger) -> str | None:
     moment = datetime.fromisoformat(now())
     if moment >= again:
         return None
+    ago = int((moment - again + cooldown).total_seconds())
     return (
-        f"cooldown: {intent.playbook} acted here {(moment - again + cooldown).seconds} s ago "
+        f"cooldown: {intent.playbook} acted here {ago} s ago "
         f"and may act again at {again:%H:%M:%S} UTC."
     )

@@ -41,17 +41,23 @@ def read(text: str) -> dict[str, Any]:
         raise ValueError(f"the variables are not plain YAML: {error}") from error
     if not isinstance(data, dict):
         raise ValueError("the variables are not a mapping")
-    return {str(key): _joined(value) for key, value in data.items()}
+    found: dict[str, Any] = _joined(data)
+    return found
 
 
 def _joined(value: Any) -> Any:
-    """Join the surrogate pairs that Java makes of characters outside the basic plane."""
+    """Join the surrogate pairs that Java makes of characters outside the basic plane.
+
+    Raises ValueError for what JSON, and so the ledger, cannot hold.
+    """
     if isinstance(value, str):
         return clean_text(value)
     if isinstance(value, dict):
         return {clean_text(str(key)): _joined(child) for key, child in value.items()}
     if isinstance(value, list):
         return [_joined(child) for child in value]
+    if value is not None and not isinstance(value, bool | int | float):
+        raise ValueError(f"a {type(value).__name__} is no plain value here; quote it in the rulebook")
     return value
 
 

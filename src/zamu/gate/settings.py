@@ -83,7 +83,7 @@ def load() -> Settings:
         data["policies"] = {name: Policy(**item) for name, item in data["policies"].items()}
         data["default_policy"] = Policy(**data["default_policy"])
         return Settings(**data)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ZamuError(
             f"The gate has no settings ({VARIABLE}={path!r}: {error}), so no playbook may run. "
             "Playbooks of rules are started by `zamu engine`."

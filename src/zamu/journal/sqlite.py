@@ -171,7 +171,9 @@ class Journal:
                 "SELECT (SELECT count(*) FROM events) AS events, "
                 "(SELECT count(*) FROM dead) AS dead, "
                 "(SELECT count(*) FROM consumers c JOIN events e ON e.source = c.source "
-                " WHERE c.active AND e.offset > c.acknowledged) AS pending"
+                " WHERE c.active AND e.offset > c.acknowledged AND NOT EXISTS (SELECT 1 FROM dead d "
+                " WHERE d.offset = e.offset AND d.ruleset IN (c.ruleset, ?))) AS pending",
+                (INTAKE,),
             ).fetchone()
         return dict(row)
 
@@ -201,7 +203,8 @@ class Journal:
             ).rowcount
             connection.execute("DELETE FROM dead WHERE offset NOT IN (SELECT offset FROM events)")
             connection.execute(
-                "DELETE FROM identities WHERE seen_at < ?", (timestamp(moment - identity_age),)
+                "DELETE FROM identities WHERE seen_at < ? AND uuid NOT IN (SELECT uuid FROM events)",
+                (timestamp(moment - identity_age),),
             )
         return removed
 

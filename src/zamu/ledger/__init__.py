@@ -104,6 +104,19 @@ class Letter:
     channel: str | None = None
     error: str | None = None
 
+    def as_json(self) -> dict[str, Any]:
+        """The message as `zamu messages --json` prints it."""
+        return {
+            "created_at": self.created_at,
+            "title": self.message.title,
+            "body": self.message.body,
+            "urgency": self.message.urgency,
+            "state": self.state,
+            "attempts": self.attempts,
+            "channel": self.channel,
+            "error": self.error,
+        }
+
 
 @dataclass(frozen=True)
 class TaskResult:
