@@ -10,7 +10,7 @@ STAMP := .venv/.installed
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test lint types check-all lab molecule molecule-all torture bench lock clean
+.PHONY: help setup run demo test lint types check-all lab molecule-all clean lock
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -20,7 +20,7 @@ setup: $(STAMP) ## Build .venv and nothing else
 $(STAMP): requirements/dev.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "zamu needs Python 3.12 or newer with its venv module (Debian: apt install python3-venv); none was found."; exit 1; }
 	@echo "[1/4] Creating .venv with $$($(PYTHON) --version)."
-	@$(PYTHON) -m venv --clear .venv
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "[2/4] Fetching the installer (uv)."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/uv.lock
 	@echo "[3/4] Installing $$(grep -c '==' requirements/dev.lock) packages (about 250 MB; one to three minutes on a slow line)."
@@ -34,21 +34,28 @@ run: setup ## Start zamu here: SQLite, H2, console notifications, demo inventory
 	@$(BIN)/zamu run
 
 demo: setup ## Watch the loop repair a broken service, in under a minute
-	@$(BIN)/python tests/e2e/demo.py
+	@$(BIN)/python -m zamu.demo
 
 test: setup ## Run the tests that need neither root nor a network
-	@echo "Running the tests (the ones marked 'engine' start Java; about two minutes)."
+	@echo "Running the tests; those marked 'engine' start Java. It takes about five minutes."
 	@$(BIN)/pytest -m "not lab" $(PYTEST_ARGS)
 
-lint: setup ## Ruff, yamllint, ansible-lint
+lint: setup ## Check style: ruff, yamllint, ansible-lint
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/yamllint --strict .
 	@$(BIN)/ansible-lint --offline
 
-types: setup ## mypy, strict
+types: setup ## Check types: mypy, strict
 	@$(BIN)/mypy
 
 check-all: lint types test ## Everything that needs no root
+
+lab: setup ## Repair real Debian hosts (root, on Debian; installs podman and what else it needs)
+	@sh tests/lab/image.sh
+	@$(BIN)/pytest -m lab $(PYTEST_ARGS)
+
+molecule-all: setup ## Run every Molecule scenario (root, on Debian)
+	@sh tests/molecule/run.sh
 
 clean: ## Remove what setup and the tests made (not .zamu, your state)
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .ansible

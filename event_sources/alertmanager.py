@@ -38,7 +38,8 @@ options:
   token:
     description:
       - The bearer token that the sender has to show, as E(NAME) written C(env:NAME), or C(file:/path).
-      - Without it zamu makes one and keeps it in its state directory.
+      - Without it zamu makes one and keeps it in its state directory; plain ansible-rulebook takes
+        E(ZAMU_TOKEN).
     type: str
   host_labels:
     description:

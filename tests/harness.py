@@ -219,7 +219,9 @@ class Zamu:
         """The process of this zamu whose command line has all the words."""
         for process in psutil.process_iter(["cmdline"]):
             line = process.info["cmdline"] or []
-            if str(self.state) in " ".join(line) and all(word in line or word in " ".join(line) for word in words):
+            if str(self.state) in " ".join(line) and all(
+                word in line or word in " ".join(line) for word in words
+            ):
                 return process
         return None
 

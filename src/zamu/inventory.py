@@ -105,7 +105,7 @@ def load(path: Path, environment: dict[str, str] | None = None) -> Inventory:
             env={
                 **os.environ,
                 **(environment or {}),
-                "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FATAL": "1",
+                "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "1",
             },
         )
     except (OSError, subprocess.TimeoutExpired) as error:

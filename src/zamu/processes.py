@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names a process so that its number, used again by the system, is not taken for it."""
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -56,3 +57,16 @@ def die_with_parent(number: int = signal.SIGTERM) -> Callable[[], None]:
             os._exit(1)
 
     return arm
+
+
+async def end_child(child: asyncio.subprocess.Process, patience: float) -> None:
+    """End a child of ours: SIGTERM, then after `patience` seconds SIGKILL."""
+    if child.returncode is not None:
+        return
+    child.terminate()
+    try:
+        async with asyncio.timeout(patience):
+            await child.wait()
+    except TimeoutError:
+        child.kill()
+        await child.wait()

@@ -124,22 +124,11 @@ async def _keep(part: str, options: list[str]) -> None:
             try:
                 code = await child.wait()
             except asyncio.CancelledError:
-                await _end(child)
+                await processes.end_child(child, _END_PATIENCE)
                 raise
             if code == REFUSED:
                 raise ZamuError(f"The {part} cannot start; its reason stands above.")
             raise PartEnded(f"The {part} ended with {code}.")
-
-
-async def _end(child: asyncio.subprocess.Process) -> None:
-    if child.returncode is None:
-        child.terminate()
-        try:
-            async with asyncio.timeout(_END_PATIENCE):
-                await child.wait()
-        except TimeoutError:
-            child.kill()
-            await child.wait()
 
 
 def _begin(state: State, part: str) -> int:

@@ -35,6 +35,7 @@ log = logging.getLogger("zamu.engine")
 _WELL = 300
 #: How many uuids the engine remembers as seen; enough for what can be unacknowledged at once.
 _WINDOW = 1_000
+_END_PATIENCE = 15
 _LOG_LIMIT = 10_000_000
 
 
@@ -147,8 +148,7 @@ class Supervisor:
         finally:
             ready.cancel()
             if engine.returncode is None:
-                await asyncio.to_thread(processes.end, name)
-                await engine.wait()
+                await processes.end_child(engine, _END_PATIENCE)
         if loop.time() - began > _WELL:
             log.warning("The rules engine ended with %s after a long time; starting it again.", code)
             return

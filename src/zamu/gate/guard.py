@@ -4,6 +4,7 @@
 import re
 from datetime import datetime, timedelta
 
+from zamu.errors import ZamuError
 from zamu.event import now, printable
 from zamu.gate.settings import NO_HOST, TELLING, Settings
 from zamu.ledger import Intent
@@ -31,7 +32,10 @@ def refuse(intent: Intent, settings: Settings, ledger: Ledger) -> str | None:
 def _hosts(intent: Intent, settings: Settings) -> str | None:
     if not intent.hosts or intent.hosts == [NO_HOST]:
         return "no inventory host: the event names none that the inventory knows."
-    known = settings.known_hosts()
+    try:
+        known = settings.known_hosts()
+    except ZamuError as error:
+        return printable(error)
     for host in intent.hosts:
         if not _EXACT.fullmatch(host):
             return f"{printable(host)!r} is not a plain host name."
@@ -50,7 +54,4 @@ def _cooldown(intent: Intent, settings: Settings, ledger: Ledger) -> str | None:
     if moment >= again:
         return None
     ago = int((moment - again + cooldown).total_seconds())
-    return (
-        f"cooldown: {intent.playbook} acted here {ago} s ago "
-        f"and may act again at {again:%H:%M:%S} UTC."
-    )
+    return f"cooldown: {intent.playbook} acted here {ago} s ago and may act again at {again:%H:%M:%S} UTC."

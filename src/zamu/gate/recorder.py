@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes what a playbook does into the ledger; the callback plugin `record` hands it over."""
 
+import contextlib
 import os
 import uuid
 from pathlib import Path
@@ -35,14 +36,15 @@ class Recorder:
 
     def end(self, failed: list[str]) -> None:
         """The playbook is over. Of a rule's run, the gate writes the end itself."""
-        if not self._by_hand:
-            return
-        results = self._ledger.tasks(self._run_id)
-        checked = any(one.role.startswith("verify_") and one.status == "ok" for one in results)
-        reason = f"It failed on {', '.join(failed)}." if failed else None
-        status = Status.FAILED if failed else Status.SUCCESSFUL
-        self._ledger.finish(self._run_id, status, verified=checked and not failed, reason=reason)
-        ring(self._state.bells, "ledger")
+        with contextlib.closing(self._ledger):
+            if not self._by_hand:
+                return
+            results = self._ledger.tasks(self._run_id)
+            checked = any(one.role.startswith("verify_") and one.status == "ok" for one in results)
+            reason = f"It failed on {', '.join(failed)}." if failed else None
+            status = Status.FAILED if failed else Status.SUCCESSFUL
+            self._ledger.finish(self._run_id, status, verified=checked and not failed, reason=reason)
+            ring(self._state.bells, "ledger")
 
 
 def find_state() -> State | None:

@@ -6,6 +6,7 @@ source's arguments `host` and `port` say where to listen.
 """
 
 import asyncio
+import hashlib
 import hmac
 import json
 import logging
@@ -38,10 +39,32 @@ class Shelter:
     tokens: Path
 
 
+#: Where a source under plain ansible-rulebook finds its token when none is named.
+TOKEN_VARIABLE = "ZAMU_TOKEN"  # noqa: S105 - the name of a variable
 #: Set by intake around each source that it hosts.
 shelter: ContextVar[Shelter | None] = ContextVar("shelter", default=None)
 #: The name of the source that is being hosted.
 source_name: ContextVar[str] = ContextVar("source_name", default="webhook")
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A hex HMAC-SHA256 of the raw body in a header, as Forgejo, Gitea and Grafana send it.
+
+    `secret` is a secret's reference; `prefix` stands before the hex digits (`sha256=` in
+    `X-Hub-Signature-256`). A sender without a secret sends the header empty: that is refused.
+    """
+
+    header: str
+    secret: str
+    prefix: str = ""
+
+    def check(self, request: Request) -> None:
+        """Raise Refusal unless the body was signed with our secret."""
+        expected = hmac.new(Secret(self.secret).reveal().encode(), request.body, hashlib.sha256)
+        given = request.headers.get(self.header, "").encode("utf-8", "surrogateescape")
+        if not hmac.compare_digest(given, f"{self.prefix}{expected.hexdigest()}".encode()):
+            raise Refusal(401, f"No or wrong signature in {self.header}.")
 
 
 class Unreadable(Exception):
@@ -66,9 +89,7 @@ def _token(reference: str | None) -> str:
             raise ConfigError(f"{source_name.get()}: token: {error}.") from None
     home = shelter.get()
     if home is None:
-        raise ConfigError(
-            f"{source_name.get()}: the option `token` is missing; name a secret as env:NAME or file:/path."
-        )
+        return Secret(f"env:{TOKEN_VARIABLE}").reveal()
     path = token_file(home.tokens, source_name.get())
     if not path.exists():
         path.touch(mode=0o600)
@@ -76,15 +97,20 @@ def _token(reference: str | None) -> str:
     return path.read_text().strip()
 
 
-def _admit(expected: bytes, headers: Mapping[str, str]) -> None:
+def _admit(expected: bytes | None, headers: Mapping[str, str]) -> None:
+    """Check what can be checked before the body is read."""
     given = headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-    if not hmac.compare_digest(given, expected):
+    if expected is not None and not hmac.compare_digest(given, expected):
         raise Refusal(401, "No or wrong bearer token.", {"WWW-Authenticate": "Bearer"})
     if headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refusal(415, "The content type is not application/json.")
 
 
-async def _handle(path: str, take: Callable[[Any], Awaitable[None]], request: Request) -> web.Response:
+async def _handle(
+    path: str, signature: Signature | None, take: Callable[[Any], Awaitable[None]], request: Request
+) -> web.Response:
+    if signature is not None:
+        signature.check(request)
     try:
         payload = parse_json(request.body)
     except ValueError as error:
@@ -104,19 +130,22 @@ async def serve(
     token: str | None,
     take: Callable[[Any], Awaitable[None]],
     *,
+    signature: Signature | None = None,
     host: str = "127.0.0.1",
     port: int = 8470,
 ) -> None:
     """Serve a webhook until cancelled: JSON posted to `path` with `Authorization: Bearer`.
 
     `take` gets the parsed JSON, puts events into its queue and returns when that is done; then the
-    sender is answered 202. It raises Unreadable for JSON that it could never read. `token` is a
-    secret's reference; None in zamu means a token that zamu makes. `host` and `port` count only
-    where no server is shared. Raises ConfigError.
+    sender is answered 202. It raises Unreadable for JSON that it could never read, and Unavailable
+    when the sender should try again. `token` is a secret's reference; None in zamu means a token
+    that zamu makes. With `signature`, bodies are signed instead and there is no token. `host` and
+    `port` count only where no server is shared. Raises ConfigError.
     """
     if not path.startswith("/"):
         raise ConfigError(f"{source_name.get()}: path: {path!r} does not begin with a slash.")
-    route = Route("POST", partial(_handle, path, take), partial(_admit, f"Bearer {_token(token)}".encode()))
+    expected = None if signature else f"Bearer {_token(token)}".encode()
+    route = Route("POST", partial(_handle, path, signature, take), partial(_admit, expected))
     home = shelter.get()
     server = home.server if home else Server(Intake(listen=f"{host}:{port}"))
     server.add(path, route)

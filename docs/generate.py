@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the parts of docs/reference/ that come from the code, between their markers.
+
+`.venv/bin/python docs/generate.py` brings them up to date; with `--check` it says what is out of date, and
+ends with 1.
+"""
+
+import argparse
+import ast
+import re
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from zamu import config
+from zamu.secrets import Secret
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "docs" / "reference"
+
+#: What each key means; type, default and bounds come from the models.
+MEANINGS = {
+    "rulebooks": "the directory of the rulebooks; all `*.yml` below it are read",
+    "event_sources": "the directory of your own source plugins; zamu's own are found without it",
+    "event_filters": "likewise for event filters",
+    "playbooks": "the directory of your own playbooks, for rules that name one by a plain name",
+    "inventory": "the directory of the inventory; a single file is refused, because Ansible would then miss "
+    "`group_vars`",
+    "ansible_config": "the `ansible.cfg` for playbooks, if it exists",
+    "vault_password": "where the password of vaulted values in this file comes from: `file:/path`, or "
+    "`program:/path` for a program that prints it",
+    "intake.listen": "address and port of the web server; with another address than this machine's own, "
+    "set `intake.tls`",
+    "intake.tls.certificate": "the certificate with its chain, PEM",
+    "intake.tls.key": "its key, PEM",
+    "intake.body_limit": "the largest body that a sender may post, in bytes",
+    "intake.body_timeout": "how long a body may take to arrive",
+    "intake.keep_events": "how long an event is kept at least; one that is not acknowledged stays longer",
+    "intake.keep_identities": "how long it is remembered that an event was here, so that it is not "
+    "taken twice",
+    "engine.max_runs": "how many playbooks may run at the same time",
+    "engine.jvm_memory": "how much memory the rules engine's Java may take for its heap",
+    "engine.delivery_timeout": "how long the engine may give no answer to an event before it is "
+    "started again",
+    "engine.settle": "how long an event's acknowledgement waits after the engine's answer, so that the "
+    "engine's store has written it",
+    "engine.run_timeout": "how long a playbook may run before it is ended and has failed",
+    "engine.drain": "how long playbooks may go on when ansible-rulebook shuts down by itself (its "
+    "`--shutdown-delay`)",
+    "engine.max_depth": "how many runs may follow each other, each set off by the end of the one before",
+    "engine.max_attempts": "how often a playbook is begun that is killed each time",
+    "guard.cooldown": "how long a playbook waits before it acts on the same target again, where "
+    "`guard.actions` says nothing",
+    "guard.actions.PLAYBOOK.cooldown": "the same for one playbook, by the name that rules use",
+    "guard.actions.PLAYBOOK.target": "variables that, beside the hosts, say what is acted upon: two "
+    "different units on one host are two targets",
+    "notify.channels[].name": "what the record calls the channel",
+    "notify.channels[].url": "an Apprise URL; it often holds a token, so it stands here as a secret only",
+    "notify.channels[].urgencies": "the urgencies that the channel is for",
+    "sources": "arguments that are added to the sources of that name, whichever rulebook names them",
+}
+HEADINGS = {
+    "": "Top level",
+    "intake": "intake: the web server and the journal behind it",
+    "engine": "engine: ansible-rulebook and the playbooks",
+    "guard": "guard: what may be done, and how often",
+    "notify": "notify: the ways to the operator",
+}
+
+
+def configuration() -> str:
+    """A table for each section of zamu.yml, and the guard's built-in policies."""
+    rows: dict[str, list[str]] = {section: [] for section in HEADINGS}
+    for key, field in keys(config.Config):
+        default = "required" if field.is_required() else f"`{_default(field)}`"
+        section = key.partition(".")[0] if "." in key else ""
+        rows[section].append(f"| `{key}` | {_kind(field)} | {default} | {MEANINGS[key]} |")
+    parts = []
+    for section, heading in HEADINGS.items():
+        parts += [f"### {heading}", "", "| key | type | default | meaning |", "|---|---|---|---|"]
+        parts += [*rows[section], ""]
+    parts += ["### What the guard knows without being told", ""]
+    parts += ["| playbook | cooldown | target |", "|---|---|---|"]
+    for name, action in config.Guard.built_in.items():
+        target = ", ".join(f"`{one}`" for one in action.target) or "the hosts"
+        parts.append(f"| `{name}` | `{_show(action.cooldown)}` | {target} |")
+    return "\n".join(parts)
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key that may stand in zamu.yml, with its field; sections are walked into."""
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{name}"
+        if key == "root":
+            continue
+        inner, place = _inner(field.annotation)
+        if inner is None:
+            yield key, field
+        else:
+            yield from keys(inner, f"{key}{place}.")
+
+
+def _inner(annotation: Any) -> tuple[type[BaseModel] | None, str]:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    place = {list: "[]", dict: ".PLAYBOOK"}.get(origin, "") if origin else ""
+    for one in (annotation, *arguments):
+        if isinstance(one, type) and issubclass(one, BaseModel):
+            return one, place
+    return None, ""
+
+
+def _kind(field: FieldInfo) -> str:
+    bounds: dict[str, Any] = {}
+    for one in field.metadata:
+        bounds |= {name: getattr(one, name) for name in ("ge", "le") if hasattr(one, name)}
+    kind = _name(field.annotation)
+    return f"{kind}, {bounds['ge']} to {bounds['le']}" if "ge" in bounds and "le" in bounds else kind
+
+
+def _name(annotation: Any) -> str:
+    annotation = getattr(annotation, "__value__", annotation)
+    plain = get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
+    names = {str: "text", int: "whole number", Path: "path", timedelta: "duration", Secret: "secret"}
+    if plain in names:
+        return names[plain]
+    origin, arguments = get_origin(plain), get_args(plain)
+    if origin in (Union, UnionType):
+        return " or ".join(_name(one) for one in arguments if one is not NoneType)
+    if origin is Literal:
+        return ", ".join(f"`{one}`" for one in arguments)
+    if origin in (list, tuple):
+        return f"list of {_name(arguments[0])}"
+    if origin is dict:
+        return "mapping"
+    raise TypeError(f"docs/generate.py does not know the type {annotation!r}; teach it.")
+
+
+def _default(field: FieldInfo) -> str:
+    return _show(field.get_default(call_default_factory=True))
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, timedelta):
+        seconds = int(value.total_seconds())
+        units = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
+        return next(f"{seconds // size}{unit}" for unit, size in units if seconds % size == 0)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_show, value))}]"
+    return str(value)
+
+
+def sources() -> str:
+    """A section for each event source, from its DOCUMENTATION and EXAMPLES."""
+    return "\n\n".join(_source(file) for file in source_files())
+
+
+def source_files() -> list[Path]:
+    """The event sources of this repository."""
+    return sorted((ROOT / "event_sources").glob("[a-z]*.py"))
+
+
+def constant(file: Path, name: str) -> str:
+    """A text that a Python file assigns to `name`, without running the file."""
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return str(ast.literal_eval(node.value))
+    raise LookupError(f"{file} has no {name}.")
+
+
+def _source(file: Path) -> str:
+    about = yaml.safe_load(constant(file, "DOCUMENTATION"))
+    parts = [f"## {file.stem}", "", _text(about["short_description"]) + ".", ""]
+    parts += [f"- {_text(sentence)}" for sentence in _sentences(about["description"])]
+    if about.get("options"):
+        parts += ["", "| option | type | default | meaning |", "|---|---|---|---|"]
+    for name, option in about.get("options", {}).items():
+        default = "required" if option.get("required") else f"`{_show(option.get('default'))}`"
+        kind = f"list of {option['elements']}" if option["type"] == "list" else option["type"]
+        meaning = " ".join(_text(one) for one in _sentences(option["description"]))
+        parts.append(f"| `{name}` | {kind} | {default} | {meaning.replace('|', chr(92) + '|')} |")
+    parts += ["", "```yaml", constant(file, "EXAMPLES").strip(), "```"]
+    return "\n".join(parts)
+
+
+def _sentences(text: str | list[str]) -> list[str]:
+    return text if isinstance(text, list) else [text]
+
+
+def _text(words: str) -> str:
+    """Ansible's markup as Markdown's."""
+    return re.sub(r"\b[CIEVOB]\(([^()]*(?:\([^()]*\))?[^()]*)\)", r"`\1`", " ".join(words.split()))
+
+
+#: What is generated: the file, the name in its markers, and by what.
+PARTS: list[tuple[Path, str, Callable[[], str]]] = [
+    (REFERENCE / "configuration.md", "configuration", configuration),
+    (REFERENCE / "sources.md", "sources", sources),
+]
+
+
+def main() -> int:
+    """Write or check all parts."""
+    parser = argparse.ArgumentParser(description="The generated parts of docs/reference/.")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if something would change")
+    check = parser.parse_args().check
+    for key in sorted({key for key, _ in keys(config.Config)} ^ set(MEANINGS)):
+        print(f"docs/generate.py: {key} is a key without meaning, or a meaning without key.")
+        return 1
+    stale = []
+    for file, name, make in PARTS:
+        begin, end = f"<!-- BEGIN GENERATED: {name} -->", f"<!-- END GENERATED: {name} -->"
+        before = file.read_text()
+        head, _, rest = before.partition(begin)
+        _, found, tail = rest.partition(end)
+        if not found:
+            raise LookupError(f"{file} does not hold {begin} and {end}.")
+        after = f"{head}{begin}\n<!-- by docs/generate.py; do not edit -->\n\n{make()}\n\n{end}{tail}"
+        if after != before:
+            stale.append(file)
+            if not check:
+                file.write_text(after)
+    for file in stale:
+        did = "is out of date; run docs/generate.py" if check else "was brought up to date"
+        print(f"{file.relative_to(ROOT)} {did}.")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

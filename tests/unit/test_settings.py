@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from unit.helpers import gate_settings
+from zamu.errors import ConfigError, ZamuError
+from zamu.gate import settings
+from zamu.gate.settings import Policy
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = gate_settings(tmp_path, policies={"mend": Policy(5.0, ["unit"])}, environment={"ANSIBLE_X": "1"})
+    monkeypatch.setenv(settings.VARIABLE, str(saved.save()))
+    assert settings.load() == saved
+
+
+def test_only_its_owner_may_read_the_file(tmp_path: Path) -> None:
+    assert gate_settings(tmp_path).save().stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", "{}", "null", '"x"', '{"policies": []}', '{"policies": {"a": 1}}'),
+        '{"policies": {}, "default_policy": {"cooldown": 1, "target": [], "unknown": 2}}',
+        '{"policies": {}, "default_policy": {"cooldown": 1, "target": []}}',
+    ],
+)
+def test_a_broken_file_is_refused_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    path = tmp_path / "gate.json"
+    path.write_text(text)
+    monkeypatch.setenv(settings.VARIABLE, str(path))
+    with pytest.raises(
+        ZamuError, match=rf"The gate has no settings \(ZAMU_GATE='{path}'.* no playbook may run"
+    ):
+        settings.load()
+
+
+def test_a_file_with_a_key_too_many_or_too_few_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = gate_settings(tmp_path).save()
+    monkeypatch.setenv(settings.VARIABLE, str(path))
+    data = json.loads(path.read_text())
+    for broken in ({**data, "extra": 1}, {key: value for key, value in data.items() if key != "max_depth"}):
+        path.write_text(json.dumps(broken))
+        with pytest.raises(ZamuError, match="The gate has no settings"):
+            settings.load()
+
+
+@pytest.mark.parametrize("name", [None, "", "/nonexistent/gate.json", "/"])
+def test_no_file_is_refused(monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
+    monkeypatch.delenv(settings.VARIABLE, raising=False)
+    if name is not None:
+        monkeypatch.setenv(settings.VARIABLE, name)
+    with pytest.raises(ZamuError, match="The gate has no settings"):
+        settings.load()
+
+
+def test_a_playbook_without_a_policy_of_its_own_has_the_default(tmp_path: Path) -> None:
+    known = gate_settings(tmp_path, policies={"mend": Policy(5.0, [])})
+    assert known.policy("mend") == Policy(5.0, [])
+    assert known.policy("other") == Policy(300.0, [])
+
+
+def test_the_inventory_is_not_read_again_while_its_files_are_the_same(tmp_path: Path) -> None:
+    # Were it read, web9 would not be in it.
+    assert replace(gate_settings(tmp_path), hosts=["web9"]).known_hosts() == {"web9"}
+
+
+def test_the_inventory_is_read_again_when_a_file_of_it_changed(tmp_path: Path) -> None:
+    known = gate_settings(tmp_path)
+    (tmp_path / "inventory" / "more.yml").write_text('{"all": {"hosts": {"web3": {}}}}')
+    assert known.known_hosts() == {"web1", "web2", "web3"}
+
+
+def test_an_inventory_that_disappeared_is_an_error_and_not_an_empty_one(tmp_path: Path) -> None:
+    known = gate_settings(tmp_path)
+    (tmp_path / "inventory" / "hosts.yml").unlink()
+    (tmp_path / "inventory").rmdir()
+    with pytest.raises(ConfigError, match="inventory directory .* does not exist"):
+        known.known_hosts()
+
+
+def test_a_playbook_gets_none_of_what_ansible_runner_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (
+        "ANSIBLE_HOST_KEY_CHECKING",
+        "ANSIBLE_STDOUT_CALLBACK",
+        "AWX_ISOLATED",
+        "RUNNER_OMIT_EVENTS",
+    ):
+        monkeypatch.setenv(name, "False")
+    known = gate_settings(tmp_path, environment={"ANSIBLE_NOCOLOR": "1"}).playbook_environment()
+    assert {name for name in known if name.startswith(("ANSIBLE_", "AWX_", "RUNNER_"))} == {"ANSIBLE_NOCOLOR"}
+    assert known["ZAMU_STATE"] == str(tmp_path / "state")
+    assert known["PATH"] == os.environ["PATH"]

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server with routes of the test's own, spoken to by a real client or byte by byte."""
+
+import asyncio
+import json
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from unit.hosting import WITHIN
+from zamu.config import Intake, Tls
+from zamu.errors import ConfigError, JournalError, JournalFull
+from zamu.web import Refusal, Request, Route, Server
+
+
+def admit(headers: Mapping[str, str]) -> None:
+    if headers.get("X-Bad"):
+        raise Refusal(401, "Not you.")
+
+
+async def echo(request: Request) -> web.Response:
+    return web.Response(body=request.body, content_type="application/octet-stream")
+
+
+async def full(_: Request) -> web.Response:
+    raise JournalFull("full")
+
+
+async def broken(_: Request) -> web.Response:
+    raise JournalError("broken")
+
+
+@asynccontextmanager
+async def serving(**options: object) -> AsyncIterator[tuple[Server, int]]:
+    server = Server(Intake.model_validate({"listen": "127.0.0.1:0", **options}))
+    server.add("/echo", Route("POST", echo, admit))
+    server.add("/full", Route("POST", full))
+    server.add("/broken", Route("POST", broken))
+    server.add("/page", Route("GET", echo))
+    await server.start()
+    try:
+        yield server, server.port
+    finally:
+        await server.stop()
+
+
+async def speak(port: int, *parts: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Send bytes as they are, and read one answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        async with asyncio.timeout(WITHIN):
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+            return await hear(reader)
+    finally:
+        writer.close()
+
+
+async def hear(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
+    body = await reader.readexactly(int(headers.get("content-length", "0")))
+    return int(head[0].split()[1]), headers, body
+
+
+def request(path: str, body: bytes = b"", method: str = "POST", *headers: str) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def error(body: bytes) -> str:
+    return str(json.loads(body)["error"])
+
+
+async def test_a_body_reaches_its_route_whole() -> None:
+    async with serving() as (_, port):
+        body = bytes(range(256)) * 1_000
+        assert (await speak(port, request("/echo", body)))[::2] == (200, body)
+
+
+async def test_several_requests_may_come_on_one_connection() -> None:
+    async with serving() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        async with asyncio.timeout(WITHIN):
+            for path, status in (("/echo", 200), ("/nowhere", 404), ("/page", 405), ("/echo", 200)):
+                writer.write(request(path, b"x"))
+                assert (await hear(reader))[0] == status
+        writer.close()
+
+
+async def test_an_unknown_path_is_404() -> None:
+    async with serving() as (_, port):
+        for path in ("/nowhere", "/echo/", "/ECHO", "/echo/../page", "/%2e", "//echo"):
+            status, _, body = await speak(port, request(path))
+            assert (status, error(body)) == (404, "No source listens on this path.")
+
+
+async def test_a_query_does_not_change_the_path() -> None:
+    async with serving() as (_, port):
+        assert (await speak(port, request("/echo?x=1", b"a")))[::2] == (200, b"a")
+
+
+@pytest.mark.parametrize(("path", "method", "allowed"), [("/echo", "PUT", "POST"), ("/page", "POST", "GET")])
+async def test_another_method_is_405_with_the_one_that_is_allowed(
+    path: str, method: str, allowed: str
+) -> None:
+    async with serving() as (_, port):
+        status, headers, body = await speak(port, request(path, b"", method))
+        assert (status, headers["allow"], error(body)) == (405, allowed, f"Use {allowed} here.")
+
+
+async def test_head_is_answered_like_get_without_a_body() -> None:
+    async with serving() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request("/page", b"", "HEAD") + request("/page", b"", "GET"))
+        async with asyncio.timeout(WITHIN):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
+async def test_who_is_not_admitted_is_refused_before_the_body_is_read() -> None:
+    async with serving() as (_, port):
+        # The body is announced and never sent.
+        head = request("/echo", b"", "POST", "X-Bad: 1").replace(
+            b"Content-Length: 0", b"Content-Length: 1000"
+        )
+        status, _, body = await speak(port, head)
+        assert (status, error(body)) == (401, "Not you.")
+
+
+async def test_a_body_that_is_announced_as_too_large_is_413_at_once() -> None:
+    async with serving(body_limit=1024) as (_, port):
+        head = request("/echo").replace(b"Content-Length: 0", b"Content-Length: 1025")
+        status, headers, body = await speak(port, head)
+        assert (status, headers["connection"]) == (413, "close")
+        assert error(body) == "The body is larger than 1024 bytes."
+
+
+async def test_a_body_of_the_largest_size_is_taken() -> None:
+    async with serving(body_limit=1024) as (_, port):
+        assert (await speak(port, request("/echo", b"x" * 1024)))[0] == 200
+
+
+CHUNKED = request("/echo", b"", "POST", "Transfer-Encoding: chunked").replace(b"Content-Length: 0\r\n", b"")
+
+
+async def test_a_chunked_body_that_grows_too_large_is_413() -> None:
+    async with serving(body_limit=1024) as (_, port):
+        chunk = b"200\r\n" + b"x" * 512 + b"\r\n"
+        status, _, body = await speak(port, CHUNKED, chunk, chunk, chunk)
+        assert (status, error(body)) == (413, "The body is larger than 1024 bytes.")
+
+
+async def test_a_compressed_body_is_measured_as_what_it_becomes() -> None:
+    import gzip
+
+    async with serving(body_limit=1024) as (_, port):
+        bomb = gzip.compress(b"x" * 10_000_000)
+        assert len(bomb) < 10_000
+        for body, expected in ((gzip.compress(b"x" * 1024), 200), (bomb[:1000], 413)):
+            status, _, _ = await speak(port, request("/echo", body, "POST", "Content-Encoding: gzip"))
+            assert status == expected
+
+
+async def test_a_chunked_body_is_put_together() -> None:
+    async with serving() as (_, port):
+        answer = await speak(port, CHUNKED, b"3\r\nabc\r\n", b"2\r\nde\r\n", b"0\r\n\r\n")
+        assert answer[::2] == (200, b"abcde")
+
+
+async def test_a_broken_chunk_is_400() -> None:
+    async with serving() as (_, port):
+        status, _, _ = await speak(port, CHUNKED, b"3\r\nabc\r\n", b"not a number\r\n")
+        assert status == 400
+
+
+async def test_a_body_that_does_not_come_is_408() -> None:
+    async with serving(body_timeout="1s") as (_, port):
+        head = request("/echo").replace(b"Content-Length: 0", b"Content-Length: 10")
+        status, headers, body = await speak(port, head, b"12345")
+        assert (status, headers["connection"]) == (408, "close")
+        assert error(body) == "The body did not come in time."
+
+
+async def test_a_full_disk_is_507_and_a_broken_journal_503_and_both_ask_to_come_again() -> None:
+    async with serving() as (_, port):
+        for path, expected, words in (
+            ("/full", 507, "The disk is full; nothing was stored."),
+            ("/broken", 503, "The journal cannot take it now."),
+        ):
+            status, headers, body = await speak(port, request(path))
+            assert (status, error(body), headers["retry-after"]) == (expected, words, "10")
+
+
+async def test_while_it_closes_it_finishes_what_it_began_and_refuses_what_comes() -> None:
+    began, release = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: Request) -> web.Response:
+        began.set()
+        await release.wait()
+        return web.Response(text="done")
+
+    async with serving() as (server, port):
+        server.add("/slow", Route("POST", slow))
+        open_reader, open_writer = await asyncio.open_connection("127.0.0.1", port)
+        working = asyncio.create_task(speak(port, request("/slow")))
+        async with asyncio.timeout(WITHIN):
+            await began.wait()
+            # A connection that is in the middle of a request when closing begins.
+            open_writer.write(request("/echo")[:20])
+            stopping = asyncio.create_task(server.stop())
+            await asyncio.sleep(0)
+            open_writer.write(request("/echo")[20:])
+            try:
+                status, headers, _ = await hear(open_reader)
+                assert (status, headers["retry-after"]) == (503, "10")
+            except (ConnectionError, asyncio.IncompleteReadError):
+                pass  # closing the connection says the same to a sender
+            release.set()
+            assert (await working)[::2] == (200, b"done")
+            await stopping
+        open_writer.close()
+        with pytest.raises(OSError, match="Connect"):
+            await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_a_path_is_given_once_and_can_be_given_back() -> None:
+    async with serving() as (server, port):
+        with pytest.raises(ConfigError, match="The path /echo is taken by another source"):
+            server.add("/echo", Route("GET", echo))
+        server.remove("/echo")
+        server.remove("/echo")
+        assert (await speak(port, request("/echo")))[0] == 404
+        server.add("/echo", Route("POST", echo))
+        assert (await speak(port, request("/echo")))[0] == 200
+
+
+async def test_an_address_that_is_taken_is_an_error_that_names_it() -> None:
+    async with serving() as (_, port):
+        other = Server(Intake(listen=f"127.0.0.1:{port}"))
+        with pytest.raises(ConfigError, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*set intake\.listen"):
+            await other.start()
+        await other.stop()
+
+
+async def test_it_listens_on_ipv6() -> None:
+    server = Server(Intake(listen="[::1]:0"))
+    try:
+        await server.start()
+    except ConfigError:
+        pytest.skip("this machine has no IPv6")
+    _, writer = await asyncio.open_connection("::1", server.port)
+    writer.close()
+    await server.stop()
+
+
+async def test_it_listens_on_a_socket_that_it_is_given() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = Server(Intake(listen="127.0.0.1:1"))
+        await server.start(listener)
+        assert server.port == listener.getsockname()[1]
+        assert (await speak(server.port, request("/echo")))[0] == 404
+        await server.stop()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    """A certificate for localhost that it signed itself."""
+    directory = tmp_path_factory.mktemp("tls")
+    names = Tls(certificate=directory / "certificate.pem", key=directory / "key.pem")
+    make_certificate(names)
+    return names
+
+
+def make_certificate(names: Tls) -> None:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    signed = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), 1)
+        .not_valid_before(datetime.now(UTC) - timedelta(days=1))
+        .not_valid_after(datetime.now(UTC) + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    names.certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    names.key.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+
+
+async def test_with_a_certificate_it_speaks_https_and_nothing_else(certificate: Tls) -> None:
+    async with serving(tls=certificate.model_dump()) as (_, port):
+        trust = ssl.create_default_context(cafile=str(certificate.certificate))
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WITHIN)) as session,
+            session.post(f"https://localhost:{port}/echo", data=b"safe", ssl=trust) as answer,
+        ):
+            assert (answer.status, await answer.read()) == (200, b"safe")
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request("/echo", b"plain"))
+        async with asyncio.timeout(WITHIN):
+            assert b"200" not in await reader.read()
+        writer.close()
+
+
+@pytest.mark.parametrize("content", [None, b"no certificate"])
+async def test_a_certificate_that_cannot_be_used_is_an_error_that_names_it(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "broken.pem"
+    if content is not None:
+        path.write_bytes(content)
+    server = Server(Intake(listen="127.0.0.1:0", tls=Tls(certificate=path, key=path)))
+    with pytest.raises(ConfigError, match=rf"The certificate {path} cannot be used"):
+        await server.start()
+
+
+def test_the_certificate_of_this_test_is_one_that_openssl_accepts(certificate: Tls) -> None:
+    done = subprocess.run(
+        ["openssl", "x509", "-in", str(certificate.certificate), "-noout", "-subject"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "localhost" in done.stdout
