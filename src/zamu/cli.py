@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 
 from zamu import __version__
@@ -133,7 +134,20 @@ def _table(kind: str, rows: Iterable[dict[str, object]]) -> None:
     }[kind]
     table = Table(*(name.replace("_", " ") for name in columns), box=None, header_style="bold")
     for row in rows:
-        values = [row[name] for name in columns]
-        words = [", ".join(map(str, one)) if isinstance(one, list) else one for one in values]
-        table.add_row(*(Text("" if one is None else printable(one)) for one in words))
-    Console(soft_wrap=False).print(table)
+        table.add_row(*(Text(printable(_cell(name, row[name]))) for name in columns))
+    # Without a terminal nobody measures the width, and nothing is to be cut.
+    width = None if sys.stdout.isatty() else 1_000
+    Console(width=width).print(table)
+
+
+def _cell(name: str, value: object) -> str:
+    """A value as a person reads it in a table."""
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if name.endswith("_at"):
+        return datetime.fromisoformat(str(value)).astimezone().strftime("%m-%d %H:%M:%S")
+    if name == "uuid":
+        return str(value)[:8]
+    return str(value)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `zamu run` shows: how to try it, and then what happens, line by line, as it happens."""
 
+import json
 import shlex
+from collections.abc import Set
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +15,7 @@ from zamu.doorbell import Doorbell
 from zamu.event import printable
 from zamu.intake.webhook import token_file
 from zamu.journal.sqlite import Journal
-from zamu.ledger import Letter, Run, Status
+from zamu.ledger import ENDED, Letter, Run, Status
 from zamu.ledger.sqlite import Ledger
 from zamu.state import State
 from zamu.status.health import health
@@ -24,12 +26,10 @@ _STYLES = {
     Status.DENIED: "yellow",
     Status.INTERRUPTED: "yellow",
 }
+#: A new alert each time it is pasted: `date` is asked by the shell that runs it.
 _TEST_ALERT = (
-    '{"version":"4","groupKey":"try","truncatedAlerts":0,"status":"firing","receiver":"zamu",'
-    '"groupLabels":{},"commonLabels":{},"commonAnnotations":{},"externalURL":"","alerts":[{'
-    '"status":"firing","labels":{"alertname":"DemoServiceDown","instance":"demo"},'
-    '"annotations":{"summary":"a test alert, sent by hand"},"startsAt":"$(date -u +%FT%TZ)",'
-    '"endsAt":"0001-01-01T00:00:00Z","generatorURL":"","fingerprint":"0000000000000001"}]}'
+    """{"version":"4","alerts":[{"status":"firing","labels":{"alertname":"%s","instance":"%s"},"""
+    """"startsAt":"'$(date -u +%%FT%%TZ)'","fingerprint":"test"}]}"""
 )
 
 
@@ -37,16 +37,23 @@ def introduce(config: Config, state: State) -> None:
     """Print where the page is, and a command that sends a test alert."""
     scheme = "https" if config.intake.tls else "http"
     address = f"{scheme}://{config.intake.listen}"
-    token = shlex.quote(str(token_file(state.tokens, "alertmanager").resolve()))
     print(f"\nzamu is on watch. Its page: {address}/\n")
-    if token_file(state.tokens, "alertmanager").exists():
-        body = _TEST_ALERT.replace('"', '\\"')
+    token = token_file(state.tokens, "alertmanager")
+    if token.exists():
         print("Send it a test alert, from another terminal:\n")
         print(
-            f'curl -sS {address}/alertmanager -H "Authorization: Bearer $(cat {token})" '
-            f'-H "Content-Type: application/json" -d "{body}"\n'
+            f'curl -sS {address}/alertmanager -H "Authorization: Bearer $(cat {shlex.quote(str(token))})" '
+            f"-H 'Content-Type: application/json' -d '{_test_alert(state)}'\n"
         )
     print("What happens is shown here; Ctrl-C ends it.\n", flush=True)
+
+
+def _test_alert(state: State) -> str:
+    """An alert that the demo's rules act upon; where there is no demo host, one that nobody heeds."""
+    hosts = json.loads(state.gate.read_text())["hosts"]
+    if "demo" in hosts:
+        return _TEST_ALERT % ("DemoServiceDown", "demo")
+    return _TEST_ALERT % ("ZamuTest", hosts[0] if hosts else "")
 
 
 class Console:
@@ -57,10 +64,14 @@ class Console:
         self._journal = Journal(state.journal)
         self._ledger = Ledger(state.ledger)
         self._terminal = Terminal(highlight=False, soft_wrap=True)
-        self._event = max((entry.offset for entry in self._journal.entries()), default=0)
-        self._runs = {run.id: run.status for run in self._ledger.runs()}
-        self._letters = {letter.number: letter.state for letter in self._ledger.letters()}
         self._health = ""
+        self._event = self._journal.last_offset()
+        # What is over is shown for the last time; only what came after it is looked at again.
+        self._runs: dict[int, Status] = {}
+        self._letters: dict[int, str] = {}
+        self._run_floor = max((run.number for run in self._ledger.runs() if run.ended), default=0)
+        letters = self._ledger.letters("delivered")
+        self._letter_floor = max((letter.number for letter in letters), default=0)
 
     async def follow(self) -> None:
         """Print what is new, for ever."""
@@ -78,14 +89,16 @@ class Console:
         for entry in self._journal.entries(after=self._event):
             self._event = entry.offset
             self._line("event", f"{entry.source}: {_describe(entry.event)}", "dead" if entry.reason else "")
-        for run in self._ledger.runs():
-            if self._runs.get(run.id) != run.status:
-                self._runs[run.id] = run.status
+        for run in self._ledger.runs(after=self._run_floor):
+            if self._runs.get(run.number) != run.status:
+                self._runs[run.number] = run.status
                 self._show_run(run)
-        for letter in self._ledger.letters():
+        self._run_floor = _floor(self._run_floor, self._runs, ENDED)
+        for letter in self._ledger.letters(after=self._letter_floor):
             if self._letters.get(letter.number) != letter.state:
                 self._letters[letter.number] = letter.state
                 self._show_letter(letter)
+        self._letter_floor = _floor(self._letter_floor, self._letters, {"delivered"})
 
     def _show_health(self) -> None:
         found = health(self._state)
@@ -115,6 +128,16 @@ class Console:
         self._terminal.print(
             Text(f"{moment}  {kind:<6} ", style="dim") + Text(printable(words, 500), style=style)
         )
+
+
+def _floor[State: str](floor: int, seen: dict[int, State], over: Set[State]) -> int:
+    """The number up to which all that was seen is over; forgets what lies below it."""
+    for number in sorted(seen):
+        if seen[number] not in over:
+            break
+        floor = number
+        del seen[number]
+    return floor
 
 
 def _describe(event: dict[str, Any]) -> str:

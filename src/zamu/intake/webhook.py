@@ -24,6 +24,7 @@ from zamu.config import Intake
 from zamu.errors import ConfigError
 from zamu.event import parse_json
 from zamu.secrets import Secret
+from zamu.state import write_atomically
 from zamu.web import RETRY_AFTER, Refusal, Request, Route, Server
 
 log = logging.getLogger("zamu.intake.webhook")
@@ -91,9 +92,8 @@ def _token(reference: str | None) -> str:
     if home is None:
         return Secret(f"env:{TOKEN_VARIABLE}").reveal()
     path = token_file(home.tokens, source_name.get())
-    if not path.exists():
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_urlsafe(32) + "\n")
+    if not path.exists() or not path.stat().st_size:
+        write_atomically(path, secrets.token_urlsafe(32) + "\n", mode=0o600)
     return path.read_text().strip()
 
 

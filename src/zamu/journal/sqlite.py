@@ -177,6 +177,12 @@ class Journal:
             ).fetchone()
         return dict(row)
 
+    def last_offset(self) -> int:
+        """The offset of the youngest event, 0 without one."""
+        with self._lock:
+            row = self._connection.execute("SELECT coalesce(max(offset), 0) AS top FROM events").fetchone()
+        return int(row["top"])
+
     def entries(self, after: int = 0, limit: int = -1) -> list[Entry]:
         """Stored events in order, each with its state for every consumer that it is meant for."""
         with self._lock:

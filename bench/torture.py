@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kills parts of zamu at random moments under load, and counts what became of every event.
+
+    .venv/bin/python bench/torture.py [--rounds N] [--seed N] [--write]
+
+Every second, 20 events arrive; every twentieth sets off a playbook that writes one line into a file.
+A round kills one of: intake, the rules engine, the engine's supervisor, a running playbook, all of zamu.
+An event that was answered 202 has to be in the journal, delivered to its ruleset, and its line written:
+once, or more often only where its playbook itself was killed. Exit code 1 when anything was lost, or
+doubled without that.
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from results import save
+
+from harness import Zamu, alert, group, wait_until
+
+RATE = 20
+ACTING = 20
+VICTIMS = ("intake", "engine", "supervisor", "playbook", "all")
+PLAYBOOK = "write_line.yml"
+
+RULEBOOK: list[dict[str, Any]] = [
+    {
+        "name": "Torture",
+        "hosts": "all",
+        "sources": [{"name": "alertmanager", "alertmanager": {}}],
+        "rules": [
+            {
+                "name": "Write a line",
+                "condition": 'event.alert.labels.act == "yes"',
+                "action": {
+                    "run_playbook": {
+                        "name": PLAYBOOK,
+                        "extra_vars": {"line": "{{ event.alert.fingerprint }}"},
+                    }
+                },
+            }
+        ],
+    }
+]
+
+
+class Sender(threading.Thread):
+    """Posts as Alertmanager does: again and again, until it is answered 202."""
+
+    def __init__(self, zamu: Zamu) -> None:
+        super().__init__(daemon=True)
+        self._zamu = zamu
+        self._stop_asked = threading.Event()
+        self.accepted: list[str] = []
+        self.acting: list[str] = []
+        self.refused = 0
+
+    def run(self) -> None:
+        number = 0
+        while not self._stop_asked.is_set():
+            began = time.monotonic()
+            number += 1
+            acts = number % ACTING == 0
+            name = f"event-{number}"
+            body = group(alert("Torture", fingerprint=name, instance="web1", act="yes" if acts else "no"))
+            while self._post(body) != 202:
+                self.refused += 1
+                time.sleep(0.1)
+            self.accepted.append(name)
+            if acts:
+                self.acting.append(name)
+            time.sleep(max(0.0, 1 / RATE - (time.monotonic() - began)))
+
+    def _post(self, body: dict[str, Any]) -> int:
+        try:
+            return self._zamu.post(body)[0]
+        except OSError:
+            return 0
+
+    def finish(self) -> None:
+        self._stop_asked.set()
+        self.join()
+
+
+def prepare(directory: Path) -> Zamu:
+    local = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
+    zamu = Zamu(
+        directory / "zamu",
+        hosts={"web1": local},
+        rulebooks={"torture.yml": RULEBOOK},
+        config={"guard": {"actions": {PLAYBOOK: {"cooldown": "0s"}}}, "engine": {"max_runs": 2}},
+    )
+    lines = directory / "lines"
+    write = {
+        "name": "Write the line",
+        "ansible.builtin.raw": f"echo {{{{ line | quote }}}} >> {lines}",
+        "changed_when": True,
+    }
+    look = {"name": "Look for the line", "ansible.builtin.raw": f"grep -qx {{{{ line | quote }}}} {lines}"}
+    for role, tasks in {"write_line": [write], "verify_line": [{**look, "changed_when": False}]}.items():
+        home = zamu.directory / "playbooks" / "roles" / role / "tasks"
+        home.mkdir(parents=True)
+        (home / "main.yml").write_text(yaml.safe_dump(tasks))
+    play = {
+        "name": "A line is written",
+        "hosts": "all",
+        "gather_facts": False,
+        "roles": [{"role": "write_line"}, {"role": "verify_line"}],
+    }
+    (zamu.directory / "playbooks" / PLAYBOOK).write_text(yaml.safe_dump([play]))
+    return zamu
+
+
+def kill(zamu: Zamu, victim: str) -> None:
+    """Kill one part and bring back what nobody else brings back."""
+    if victim == "engine":
+        process = zamu.process("--persistence-id")
+        if process:
+            process.kill()
+    elif victim == "playbook":
+        process = zamu.process("ansible-playbook", "--limit")
+        if process:
+            process.kill()
+    elif victim == "all":
+        zamu.kill_all()
+        zamu.start("intake", "engine")
+    else:
+        part = {"supervisor": "engine"}.get(victim, victim)
+        zamu.kill_part(part)
+        zamu.start(part)
+
+
+def count(zamu: Zamu, sender: Sender, lines: Path) -> dict[str, int]:
+    written = Counter(lines.read_text().split() if lines.exists() else [])
+    stored = {event["event"]["alert"]["fingerprint"]: event for event in zamu.events()}
+    names = {event["uuid"]: name for name, event in stored.items()}
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for run in zamu.runs():
+        runs.setdefault(names[run["events"][0]], []).append(run)
+    killed = {name for name, found in runs.items() if any(run["attempt"] > 1 for run in found)}
+    doubled = {name for name, times in written.items() if times > 1}
+    return {
+        "accepted": len(sender.accepted),
+        "refused and sent again": sender.refused,
+        "delivered": sum(stored[name]["state"] == "delivered" for name in sender.accepted if name in stored),
+        "acting": len(sender.acting),
+        "run": sum(
+            any(run["status"] == "successful" for run in runs.get(name, [])) for name in sender.acting
+        ),
+        "playbooks killed": len(killed),
+        "doubled where the playbook was killed": len(doubled & killed),
+        "doubled": len(doubled - killed),
+        "lost": sum(name not in stored for name in sender.accepted)
+        + sum(written[name] == 0 for name in sender.acting),
+    }
+
+
+def torture(rounds: int, seed: int) -> dict[str, int]:
+    dice = random.Random(seed)
+    with tempfile.TemporaryDirectory(prefix="zamu-torture-") as name, prepare(Path(name)) as zamu:
+        zamu.start("intake", "engine")
+        zamu.wait_ready()
+        sender = Sender(zamu)
+        sender.start()
+        for number in range(rounds):
+            victim = VICTIMS[number % len(VICTIMS)]
+            time.sleep(dice.uniform(1, 6))
+            if victim == "playbook":
+                wait_until(lambda: zamu.process("ansible-playbook", "--limit"), 60, zamu.story)
+            kill(zamu, victim)
+            zamu.wait_ready()
+            print(
+                f"[{number + 1}/{rounds}] killed: {victim}; accepted so far: {len(sender.accepted)}",
+                flush=True,
+            )
+        sender.finish()
+        zamu.wait_settled(within=600)
+        counts = count(zamu, sender, Path(name) / "lines")
+        if counts["lost"] or counts["doubled"]:
+            print(zamu.story(), file=sys.stderr)
+        return counts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--write", action="store_true", help="keep the figures in bench/results")
+    options = parser.parse_args()
+    print(f"{options.rounds} rounds, seed {options.seed}.")
+    counts = torture(options.rounds, options.seed)
+    for what, number in counts.items():
+        print(f"{what}: {number}")
+    if options.write:
+        save("torture", {"rounds": options.rounds, "seed": options.seed, **counts})
+    return 1 if counts["lost"] or counts["doubled"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

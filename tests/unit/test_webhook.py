@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every webhook source does, shown with a source of the test's own."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from harness import free_port
+from unit.hosting import WITHIN, Answer
+from zamu.config import Intake
+from zamu.errors import ConfigError
+from zamu.intake.webhook import (
+    TOKEN_VARIABLE,
+    Shelter,
+    Signature,
+    Unavailable,
+    Unreadable,
+    serve,
+    shelter,
+    source_name,
+    token_file,
+)
+from zamu.web import Server
+
+JSON = {"Content-Type": "application/json"}
+
+
+class Webhook:
+    """A webhook that takes what it is told to."""
+
+    def __init__(self, directory: Path, server: Server, session: aiohttp.ClientSession) -> None:
+        self.taken: list[Any] = []
+        self.failure: Exception | None = None
+        self._directory = directory
+        self._server = server
+        self._session = session
+
+    async def take(self, payload: Any) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.taken.append(payload)
+
+    @property
+    def token(self) -> str:
+        path = token_file(self._directory, "my source")
+        return path.read_text().strip() if path.exists() else ""
+
+    async def post(self, body: bytes, **headers: str) -> Answer:
+        """Post with the right headers, or others: `Authorization=""` leaves one out."""
+        sent = {**JSON, "Authorization": f"Bearer {self.token}", **headers}
+        sent = {name.replace("_", "-"): value for name, value in sent.items() if value}
+        url = f"http://127.0.0.1:{self._server.port}/hook"
+        async with self._session.post(
+            url, data=body, headers=sent, skip_auto_headers=["Content-Type"]
+        ) as answer:
+            return Answer(answer.status, await answer.text(), dict(answer.headers))
+
+
+@asynccontextmanager
+async def webhook(
+    directory: Path, token: str | None = None, signature: Signature | None = None
+) -> AsyncIterator[Webhook]:
+    server = Server(Intake(listen="127.0.0.1:0"))
+    await server.start()
+    timeout = aiohttp.ClientTimeout(total=WITHIN)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        found = Webhook(directory, server, session)
+        shelter.set(Shelter(server, directory))
+        source_name.set("my source")
+        task = asyncio.create_task(serve("/hook", token, found.take, signature=signature))
+        await asyncio.sleep(0)
+        try:
+            yield found
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await server.stop()
+
+
+async def test_json_from_an_authentic_sender_is_taken_and_answered_202(tmp_path: Path) -> None:
+    async with webhook(tmp_path) as hook:
+        answer = await hook.post(b'{"a": [1]}')
+        assert (answer.status, json.loads(answer.text)) == (202, {"status": "accepted"})
+        assert hook.taken == [{"a": [1]}]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("", "Bearer", "Bearer wrong", "Basic eDp4", "bearer {token}", "Bearer  {token}", "Bearer {token}x"),
+        *("{token}", "Bearer {token}, Bearer {token}", "Bearer ü", "Bearer \u20ac"),
+    ],
+)
+async def test_everything_but_the_right_token_is_401(tmp_path: Path, given: str) -> None:
+    async with webhook(tmp_path) as hook:
+        answer = await hook.post(b"{}", Authorization=given.format(token=hook.token))
+        assert (answer.status, answer.error) == (401, "No or wrong bearer token.")
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+        assert hook.taken == []
+
+
+async def test_bytes_that_are_not_utf8_as_token_are_401(tmp_path: Path) -> None:
+    async with webhook(tmp_path) as hook:
+        reader, writer = await asyncio.open_connection("127.0.0.1", hook._server.port)
+        writer.write(
+            b"POST /hook HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nAuthorization: Bearer \xff\xfe\r\n\r\n"
+        )
+        async with asyncio.timeout(WITHIN):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 401")
+        writer.close()
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonx"])
+async def test_another_content_type_is_415(tmp_path: Path, kind: str) -> None:
+    async with webhook(tmp_path) as hook:
+        answer = await hook.post(b"{}", **{"Content-Type": kind})
+        assert (answer.status, answer.error) == (415, "The content type is not application/json.")
+        assert hook.taken == []
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json; charset=utf-8", "Application/JSON", "application/json ;x"]
+)
+async def test_json_is_json_however_it_is_spelt(tmp_path: Path, kind: str) -> None:
+    async with webhook(tmp_path) as hook:
+        assert (await hook.post(b"{}", **{"Content-Type": kind})).status == 202
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "Expecting value"),
+        (b"{", "Expecting property name"),
+        (b'{"a": NaN}', "NaN is not JSON"),
+        (b'"\xff"', "the body is not UTF-8"),
+        (b"[" * 100_000, "nested deeper than 64 levels"),
+        (b"[" + b"1," * 200_000 + b"1]", "more than 200000 values"),
+    ],
+)
+async def test_what_is_no_json_that_can_be_taken_is_400_and_says_why(
+    tmp_path: Path, body: bytes, words: str
+) -> None:
+    async with webhook(tmp_path) as hook:
+        answer = await hook.post(body)
+        assert answer.status == 400
+        assert answer.error.startswith("This is not JSON that can be taken: ")
+        assert words in answer.error
+        assert hook.taken == []
+
+
+async def test_what_the_source_cannot_read_is_422_with_its_words(tmp_path: Path) -> None:
+    async with webhook(tmp_path) as hook:
+        hook.failure = Unreadable('alerts: this is "not" a list.')
+        answer = await hook.post(b"{}")
+        assert (answer.status, answer.error) == (422, 'alerts: this is "not" a list.')
+
+
+async def test_what_cannot_be_understood_now_is_503_and_asks_to_come_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with webhook(tmp_path) as hook:
+        hook.failure = Unavailable("The API is down.")
+        answer = await hook.post(b"{}")
+        assert (answer.status, answer.error, answer.headers["Retry-After"]) == (503, "The API is down.", "10")
+        assert "/hook: The API is down." in caplog.text
+
+
+async def test_a_source_that_breaks_is_500_without_the_reason_and_the_next_request_works(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with webhook(tmp_path) as hook:
+        hook.failure = RuntimeError("internal detail")
+        answer = await hook.post(b"{}")
+        assert answer.status == 500
+        assert "internal detail" not in answer.text
+        assert "internal detail" in caplog.text
+        hook.failure = None
+        assert (await hook.post(b"{}")).status == 202
+
+
+async def test_a_token_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
+    async with webhook(tmp_path) as hook:
+        first = hook.token
+        assert token_file(tmp_path, "my source").stat().st_mode & 0o777 == 0o600
+    assert len(first) >= 43  # 32 bytes
+    async with webhook(tmp_path) as hook:
+        assert hook.token == first
+        assert (await hook.post(b"{}", Authorization=f"Bearer {first}")).status == 202
+
+
+async def test_a_token_is_never_empty_even_if_its_file_is(tmp_path: Path) -> None:
+    token_file(tmp_path, "my source").touch()
+    async with webhook(tmp_path) as hook:
+        assert hook.token
+        assert (await hook.post(b"{}")).status == 202
+
+
+async def test_a_path_for_tokens_cannot_be_left(tmp_path: Path) -> None:
+    for name in ("../x", "/etc/passwd", "a/b", "..", "\0", "a b"):
+        assert token_file(tmp_path, name).parent == tmp_path
+        assert token_file(tmp_path, name).name not in ("", ".", "..")
+
+
+async def test_a_given_token_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOOK_TOKEN", "given")
+    async with webhook(tmp_path, "env:HOOK_TOKEN") as hook:
+        assert (await hook.post(b"{}", Authorization="Bearer given")).status == 202
+        assert not token_file(tmp_path, "my source").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "token", "words"),
+    [
+        ("hook", None, "my source: path: 'hook' does not begin with a slash"),
+        ("/hook", "in the clear", "my source: token: a secret may not stand here in the clear"),
+        ("/hook", "env:NOT_SET_IN_THIS_TEST", "NOT_SET_IN_THIS_TEST is not set"),
+        ("/hook", "file:/nonexistent", "/nonexistent cannot be read"),
+    ],
+)
+async def test_wrong_arguments_end_the_source_with_the_options_name(
+    tmp_path: Path, path: str, token: str | None, words: str
+) -> None:
+    server = Server(Intake(listen="127.0.0.1:0"))
+    shelter.set(Shelter(server, tmp_path))
+    source_name.set("my source")
+    with pytest.raises(ConfigError) as refusal:
+        await serve(path, token, lambda _: asyncio.sleep(0))
+    assert words in str(refusal.value)
+    assert "in the clear;" not in str(refusal.value).replace("may not stand here in the clear;", "")
+
+
+async def test_the_path_is_free_again_when_the_source_ends(tmp_path: Path) -> None:
+    async with webhook(tmp_path) as hook:
+        with pytest.raises(ConfigError, match="/hook is taken"):
+            await serve("/hook", None, hook.take)
+    async with webhook(tmp_path) as hook:
+        assert (await hook.post(b"{}")).status == 202
+
+
+async def test_under_plain_ansible_rulebook_the_source_has_a_server_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOOK_TOKEN", "given")
+    taken: list[Any] = []
+
+    async def take(payload: Any) -> None:
+        taken.append(payload)
+
+    shelter.set(None)
+    port = free_port()
+    task = asyncio.create_task(serve("/hook", "env:HOOK_TOKEN", take, host="127.0.0.1", port=port))
+    try:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WITHIN)) as session:
+            async with asyncio.timeout(WITHIN):
+                while True:
+                    try:
+                        answer = await session.post(
+                            f"http://127.0.0.1:{port}/hook",
+                            json=[1],
+                            headers={"Authorization": "Bearer given"},
+                        )
+                        break
+                    except aiohttp.ClientConnectionError:
+                        assert not task.done()
+                        await asyncio.sleep(0.01)
+            assert answer.status == 202
+            answer.release()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert taken == [[1]]
+
+
+async def test_under_plain_ansible_rulebook_the_token_comes_from_a_variable_or_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    shelter.set(None)
+    with pytest.raises(ConfigError, match=f"The environment variable {TOKEN_VARIABLE} is not set"):
+        await serve("/hook", None, lambda _: asyncio.sleep(0))
+
+
+SIGNATURE = Signature("X-Hub-Signature-256", "env:HOOK_SECRET", "sha256=")
+
+
+@pytest.fixture
+def hook_secret(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("HOOK_SECRET", "shared")
+    return "shared"
+
+
+def signed(body: bytes, secret: str) -> str:
+    return f"sha256={hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()}"
+
+
+async def test_a_body_that_is_signed_needs_no_token_and_no_token_is_made(
+    tmp_path: Path, hook_secret: str
+) -> None:
+    body = b'{"a": 1}'
+    async with webhook(tmp_path, signature=SIGNATURE) as hook:
+        answer = await hook.post(body, Authorization="", **{SIGNATURE.header: signed(body, hook_secret)})
+        assert (answer.status, hook.taken) == (202, [{"a": 1}])
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("", "sha256=", "{right}0", "sha1={right}", "{upper}", "x{right}", "sha256={other}", "\u20ac"),
+        "{right_without_prefix}",
+    ],
+)
+async def test_a_body_without_the_right_signature_is_401(
+    tmp_path: Path, hook_secret: str, given: str
+) -> None:
+    body = b'{"a": 1}'
+    right = signed(body, hook_secret)
+    words = {
+        "right": right,
+        "upper": right.upper(),
+        "other": signed(b'{"a": 2}', hook_secret).removeprefix("sha256="),
+        "right_without_prefix": right.removeprefix("sha256="),
+    }
+    async with webhook(tmp_path, signature=SIGNATURE) as hook:
+        answer = await hook.post(body, Authorization="", **{SIGNATURE.header: given.format(**words)})
+        assert (answer.status, answer.error) == (401, "No or wrong signature in X-Hub-Signature-256.")
+        assert hook.taken == []
