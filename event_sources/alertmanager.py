@@ -197,8 +197,9 @@ async def _missing(options: Arguments, group: _Group) -> list[dict[str, Any]]:
         )
         return []
     labels = group.about.get("groupLabels")
+    known = labels.items() if isinstance(labels, dict) else ()
     query = [
-        *(("filter", f"{name}={json.dumps(value)}") for name, value in dict(labels or {}).items()),
+        *(("filter", f"{name}={json.dumps(value)}") for name, value in known),
         *((state, "false") for state in ("unprocessed", "silenced", "inhibited")),
         ("receiver", str(group.about.get("receiver", ""))),
     ]
@@ -207,7 +208,7 @@ async def _missing(options: Arguments, group: _Group) -> list[dict[str, Any]]:
         timeout = aiohttp.ClientTimeout(total=_API_TIMEOUT)
         async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as answer:
             answer.raise_for_status()
-            listed = parse_json(await answer.content.read(_API_LIMIT))
+            listed = _alerts(parse_json(await _whole(answer)))
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         # Alertmanager tries again after a 5xx; what was in the message is stored and stays one event.
         raise Unavailable(
@@ -215,6 +216,21 @@ async def _missing(options: Arguments, group: _Group) -> list[dict[str, Any]]:
         ) from error
     present = {alert.get("fingerprint") for alert in group.alerts if isinstance(alert, dict)}
     return [_as_webhook(alert) for alert in listed if alert.get("fingerprint") not in present]
+
+
+async def _whole(answer: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in answer.content.iter_any():
+        body += chunk
+        if len(body) > _API_LIMIT:
+            raise ValueError(f"its answer is longer than {_API_LIMIT} bytes")
+    return bytes(body)
+
+
+def _alerts(listed: Any) -> list[dict[str, Any]]:
+    if not isinstance(listed, list) or not all(isinstance(alert, dict) for alert in listed):
+        raise ValueError("its answer is not a list of alerts")
+    return listed
 
 
 def _as_webhook(alert: dict[str, Any]) -> dict[str, Any]:

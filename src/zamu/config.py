@@ -26,6 +26,8 @@ from zamu.secrets import VAULT_HEADER, Secret
 
 DEFAULT_FILE = Path("zamu.yml")
 
+#: So long ago that nothing is older, and still a date.
+_LONGEST = timedelta(days=36_500)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -34,7 +36,10 @@ def parse_duration(text: object) -> timedelta:
     match = re.fullmatch(r"(\d{1,9})([smhd])", str(text))
     if match is None:
         raise ValueError(f"{text!r} is not a duration; write for example 90s, 10m, 2h or 7d")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    found = timedelta(**{_UNITS[match[2]]: int(match[1])})
+    if found > _LONGEST:
+        raise ValueError(f"{text!r} is too long; at most {_LONGEST.days}d")
+    return found
 
 
 def _secret(value: object, info: ValidationInfo) -> Secret:
@@ -179,6 +184,8 @@ def _vault(loader: yaml.SafeLoader, node: yaml.Node) -> str:
 def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue  # refused below
         if key.value in seen:
             raise yaml.constructor.ConstructorError(
                 None, None, f"the key {key.value!r} stands here twice", key.start_mark
@@ -188,6 +195,9 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
 
 
 _Loader.add_constructor("!vault", _vault)
+_Loader.add_constructor(
+    "tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str
+)  # JSON has no dates
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
@@ -205,7 +215,7 @@ def load(path: Path | None) -> Config:
         data = yaml.load(text, Loader=_Loader) or {}  # noqa: S506 - a SafeLoader
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
         raise ConfigError(f"{path}:{line}: {getattr(error, 'problem', error)}.") from error

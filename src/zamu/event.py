@@ -79,17 +79,22 @@ def parse_json(body: bytes) -> Any:
     return bounded(value)
 
 
-def bounded(value: Any) -> Any:
-    """The same JSON value with clean text; ValueError where it is deeper or larger than allowed."""
-    count = 0
+def bounded(value: Any, envelope: int = 0) -> Any:
+    """The same JSON value with clean text; ValueError where it is deeper or larger than allowed.
+
+    `envelope` is how many levels and values may stand around what came from outside.
+    """
+    count, max_depth, max_values = 0, MAX_DEPTH + envelope, MAX_VALUES + envelope
+    if _is_small(value):
+        return value
 
     def walk(item: Any, depth: int) -> Any:
         nonlocal count
         count += 1
-        if depth > MAX_DEPTH:
-            raise ValueError(f"the JSON is nested deeper than {MAX_DEPTH} levels")
-        if count > MAX_VALUES:
-            raise ValueError(f"the JSON has more than {MAX_VALUES} values")
+        if depth > max_depth:
+            raise ValueError(f"the JSON is nested deeper than {max_depth} levels")
+        if count > max_values:
+            raise ValueError(f"the JSON has more than {max_values} values")
         if isinstance(item, str):
             return clean_text(item)
         if isinstance(item, dict):
@@ -103,6 +108,18 @@ def bounded(value: Any) -> Any:
         return item
 
     return walk(value, 1)
+
+
+def _is_small(value: Any) -> bool:
+    """Whether a value is plain JSON, and too small to be too deep or too large: most are."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (TypeError, ValueError, RecursionError):
+        return False
+    # Each level opens a bracket, each value but the first follows a comma, a colon or a bracket.
+    levels = text.count("{") + text.count("[")
+    return levels <= MAX_DEPTH and levels + text.count(",") + text.count(":") < MAX_VALUES
 
 
 def clean_text(text: str) -> str:

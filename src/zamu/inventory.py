@@ -34,7 +34,11 @@ class Inventory:
             found = self.aliases.get(_canonical(candidate))
             if found is not None:
                 return found
-        return None
+        name = _canonical(_without_port(text))
+        label = "" if _is_address(name) else name.partition(".")[0]
+        found = self.aliases.get(label)
+        # Of a host that is itself called by an FQDN, only that FQDN is meant.
+        return found if found is not None and _canonical(found) == label else None
 
 
 def _without_port(text: str) -> str:

@@ -97,7 +97,7 @@ def _parse(file: Path) -> list[dict[str, Any]]:
         data = yaml.safe_load(file.read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise RulebookError(f"{file} cannot be read: {error}.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
         raise RulebookError(f"{file}:{line}: {getattr(error, 'problem', error)}.") from error

@@ -3,6 +3,7 @@
 
 import argparse
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -456,13 +457,25 @@ def figures(words: str) -> set[tuple[str, str]]:
     return {(number.rstrip(".,").replace(",", ""), unit) for number, unit in FIGURE.findall(words)}
 
 
+def numbers(value: Any) -> Iterator[float]:
+    """Every number in a JSON value."""
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from numbers(one)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield float(value)
+
+
 def unproven(claims: Iterable[tuple[str, str]], results: Path) -> set[tuple[str, str]]:
-    """The figures that stand in no file of results."""
-    measured: set[tuple[str, str]] = set()
-    for file in results.rglob("*") if results.is_dir() else ():
-        if file.is_file():
-            measured |= figures(text(file))
-    return set(claims) - measured
+    """The figures that no file of results has, rounded to the digits that the claim shows."""
+    files = list(results.rglob("*.json")) if results.is_dir() else []
+    measured = [number for file in files for number in numbers(json.loads(text(file)))]
+
+    def proven(claim: str) -> bool:
+        digits = len(claim.partition(".")[2])
+        return any(f"{number:.{digits}f}" == claim for number in measured)
+
+    return {(claim, unit) for claim, unit in claims if not proven(claim)}
 
 
 def test_figures_are_collected() -> None:
@@ -477,7 +490,7 @@ def test_figures_are_collected() -> None:
 def test_a_figure_without_a_result_is_noticed(tmp_path: Path) -> None:
     claims = figures("6,705 req/s and 43 MB")
     assert unproven(claims, tmp_path / "missing") == claims
-    (tmp_path / "intake.md").write_text("| intake | 6,705 req/s |\n")
+    (tmp_path / "intake.json").write_text('{"commit": "abc", "intake": [{"requests per second": 6704.7}]}')
     assert unproven(claims, tmp_path) == {("43", "MB")}
 
 

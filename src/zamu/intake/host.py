@@ -26,6 +26,9 @@ from zamu.rulebooks import Source, find_plugin
 
 log = logging.getLogger("zamu.intake")
 
+#: What a source may put around a payload of the largest size, in levels and values.
+_ENVELOPE = 32
+
 type Filter = Callable[[Event], Event | list[Event]]
 
 
@@ -53,9 +56,9 @@ class JournalQueue:
         events = data if isinstance(data, list) else [data]
         for apply in self._filters:
             events = [one for event in events for one in _as_list(apply(event))]
+        complete = [self._complete(event) for event in events]
         results = await asyncio.gather(
-            *(self._writer.put(self._source.id, self._complete(event)) for event in events),
-            return_exceptions=True,
+            *(self._writer.put(self._source.id, event) for event in complete), return_exceptions=True
         )
         for result in results:
             if isinstance(result, BaseException):
@@ -68,20 +71,21 @@ class JournalQueue:
 
     def _complete(self, event: Event) -> Event:
         try:
-            event = bounded(event)
+            event = bounded(event, _ENVELOPE)
         except ValueError as error:
             raise JournalError(f"An event of {self._source.id} cannot be stored: {error}.") from error
-        meta = event.setdefault("meta", {})
+        meta = dict(event.get("meta") or {})
         meta.setdefault("source", {"name": self._source.id, "type": self._source.plugin})
         meta.setdefault("received_at", now())
-        meta.setdefault("uuid", str(uuid.uuid4()))
+        if "uuid" not in meta and "identity" not in meta:
+            meta["uuid"] = str(uuid.uuid4())
         spoken = meta.pop("hosts", [])
         resolve = self._inventory().resolve
         hosts = [resolve(str(one)) for one in (spoken if isinstance(spoken, list) else [spoken])]
         known = list(dict.fromkeys(host for host in hosts if host is not None))
         if known:  # an empty list would mean every host to ansible-rulebook
             meta["hosts"] = known
-        return event
+        return {**event, "meta": meta}
 
 
 def _as_list(result: Event | list[Event]) -> list[Event]:

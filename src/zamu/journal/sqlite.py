@@ -17,7 +17,7 @@ from zamu.journal import Consumer, Entry, Outcome
 _SCHEMA = """
 CREATE TABLE events (
     offset INTEGER PRIMARY KEY AUTOINCREMENT,
-    uuid TEXT NOT NULL UNIQUE,
+    uuid TEXT NOT NULL,
     source TEXT NOT NULL,
     received_at TEXT NOT NULL,
     body TEXT NOT NULL
@@ -224,11 +224,12 @@ def _store(connection: sqlite3.Connection, source: str, event: Event) -> Outcome
         if changes is None:
             return Outcome.DUPLICATE
         meta["uuid"] = derive_uuid(source, identity["key"], identity["state"], str(changes))
-    fresh = connection.execute(
-        "INSERT OR IGNORE INTO identities VALUES (?, ?)", (meta["uuid"], meta["received_at"])
-    ).rowcount
-    if not fresh:
-        return Outcome.DUPLICATE
+    else:
+        fresh = connection.execute(
+            "INSERT OR IGNORE INTO identities VALUES (?, ?)", (meta["uuid"], meta["received_at"])
+        ).rowcount
+        if not fresh:
+            return Outcome.DUPLICATE
     body = json.dumps({**event, "meta": meta}, ensure_ascii=False, separators=(",", ":"))
     offset = connection.execute(
         "INSERT INTO events (uuid, source, received_at, body) VALUES (?, ?, ?, ?)",
