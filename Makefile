@@ -10,7 +10,7 @@ STAMP := .venv/.installed
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test lint types check-all lab molecule-all clean lock
+.PHONY: help setup run demo test lint types check-all lab molecule-all torture clean lock
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ lab: setup ## Repair real Debian hosts (root, on Debian; installs podman and wha
 
 molecule-all: setup ## Run every Molecule scenario (root, on Debian)
 	@sh tests/molecule/run.sh
+
+torture: setup ## Kill parts of zamu 100 times under load, and keep the figures in bench/results
+	@$(BIN)/python bench/torture.py --rounds $(or $(ROUNDS),100) --write
 
 clean: ## Remove what setup and the tests made (not .zamu, your state)
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .ansible

@@ -31,7 +31,7 @@ from harness import Zamu, alert, group, wait_until
 RATE = 20
 ACTING = 20
 VICTIMS = ("intake", "engine", "supervisor", "playbook", "all")
-PLAYBOOK = "write_line.yml"
+PLAYBOOK = "write_line"
 
 RULEBOOK: list[dict[str, Any]] = [
     {
@@ -117,7 +117,7 @@ def prepare(directory: Path) -> Zamu:
         "gather_facts": False,
         "roles": [{"role": "write_line"}, {"role": "verify_line"}],
     }
-    (zamu.directory / "playbooks" / PLAYBOOK).write_text(yaml.safe_dump([play]))
+    (zamu.directory / "playbooks" / f"{PLAYBOOK}.yml").write_text(yaml.safe_dump([play]))
     return zamu
 
 

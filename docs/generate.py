@@ -52,19 +52,23 @@ MEANINGS = {
     "engine.settle": "how long an event's acknowledgement waits after the engine's answer, so that the "
     "engine's store has written it",
     "engine.run_timeout": "how long a playbook may run before it is ended and has failed",
-    "engine.drain": "how long playbooks may go on when ansible-rulebook shuts down by itself (its "
-    "`--shutdown-delay`)",
-    "engine.max_depth": "how many runs may follow each other, each set off by the end of the one before",
+    "engine.max_depth": "how many runs may follow each other, each set off by the end of the one before; "
+    "`boma.zamu.notify` is always allowed",
     "engine.max_attempts": "how often a playbook is begun that is killed each time",
     "guard.cooldown": "how long a playbook waits before it acts on the same target again, where "
     "`guard.actions` says nothing",
-    "guard.actions.PLAYBOOK.cooldown": "the same for one playbook, by the name that rules use",
+    "guard.actions.PLAYBOOK.cooldown": "the same for one playbook, by the name that `zamu runs` shows",
     "guard.actions.PLAYBOOK.target": "variables that, beside the hosts, say what is acted upon: two "
     "different units on one host are two targets",
     "notify.channels[].name": "what the record calls the channel",
     "notify.channels[].url": "an Apprise URL; it often holds a token, so it stands here as a secret only",
     "notify.channels[].urgencies": "the urgencies that the channel is for",
     "sources": "arguments that are added to the sources of that name, whichever rulebook names them",
+}
+#: Defaults that depend on other keys.
+DEFAULTS = {
+    "guard.actions.PLAYBOOK.cooldown": "what is built in, else `guard.cooldown`",
+    "guard.actions.PLAYBOOK.target": "what is built in, else the hosts alone",
 }
 HEADINGS = {
     "": "Top level",
@@ -79,7 +83,7 @@ def configuration() -> str:
     """A table for each section of zamu.yml, and the guard's built-in policies."""
     rows: dict[str, list[str]] = {section: [] for section in HEADINGS}
     for key, field in keys(config.Config):
-        default = "required" if field.is_required() else f"`{_default(field)}`"
+        default = "required" if field.is_required() else DEFAULTS.get(key, f"`{_default(field)}`")
         section = key.partition(".")[0] if "." in key else ""
         rows[section].append(f"| `{key}` | {_kind(field)} | {default} | {MEANINGS[key]} |")
     parts = []

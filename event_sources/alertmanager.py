@@ -22,7 +22,8 @@ description:
   - Listens for Alertmanager's webhook, version 4 (Alertmanager 0.16 and newer; Loki's ruler sends its
     alerts through Alertmanager, too).
   - Each alert of a group becomes one event under C(event.alert), in the shape that
-    C(ansible.eda.alertmanager) gives it. What the group says stands beside it under C(event.group).
+    C(ansible.eda.alertmanager) gives it. What the group says stands beside it under C(event.group);
+    when that is more than 16 KiB, fields longer than 1 KiB are left out.
   - What counts is the alert's own status. An alert is an event when its status differs from the last
     one that was stored for its fingerprint, or when it began anew; Alertmanager's repetitions are not
     events unless I(repeat_every) asks for them.
@@ -76,6 +77,7 @@ log = logging.getLogger("zamu.alertmanager")
 
 _API_TIMEOUT = 10
 _API_LIMIT = 20_000_000
+_ABOUT_LIMIT, _FIELD_LIMIT = 16_384, 1_024
 #: endsAt of an alert that still fires.
 _NEVER = "0001-01-01T00:00:00Z"
 
@@ -159,6 +161,8 @@ def _group(payload: Any) -> _Group:
         raise Unreadable("alerts: this is not a list.")
     truncated = payload.get("truncatedAlerts", 0)
     about = {key: value for key, value in payload.items() if key != "alerts"}
+    if len(json.dumps(about)) > _ABOUT_LIMIT:  # it is kept with every alert of the group
+        about = {key: value for key, value in about.items() if len(json.dumps(value)) < _FIELD_LIMIT}
     return _Group(alerts, about, truncated if isinstance(truncated, int) else 0)
 
 

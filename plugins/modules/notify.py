@@ -84,7 +84,7 @@ def main():
     if not state.bells.is_dir():
         module.fail_json(msg=f"There is no zamu in {state.root}; set state_directory, or start zamu there.")
     if not module.check_mode:
-        message = Message(module.params["title"], module.params["body"], module.params["urgency"])
+        message = Message.of(module.params["title"], module.params["body"], module.params["urgency"])
         try:
             Ledger(state.ledger).tell(message)
         except ZamuError as error:

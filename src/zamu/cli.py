@@ -63,6 +63,7 @@ def _serve(options: argparse.Namespace, state: State) -> int:
     from zamu import service
     from zamu.config import load
 
+    os.umask(0o007)  # owner and group only: intake and engine may be two users of one group
     os.environ["ZAMU_STATE"] = str(state.root)  # for sources, the engine and the playbooks
     config = load(options.config)
     if options.command == "intake":

@@ -91,7 +91,6 @@ class Engine(_Section):
     delivery_timeout: Duration = timedelta(seconds=30)
     settle: Duration = timedelta(seconds=2)
     run_timeout: Duration = timedelta(hours=1)
-    drain: Duration = timedelta(seconds=60)
     max_depth: int = Field(3, ge=1, le=20, description="runs that set off runs")
     max_attempts: int = Field(3, ge=1, le=20, description="of a playbook that was killed")
 
@@ -118,9 +117,15 @@ class Guard(_Section):
     }
 
     def action(self, playbook: str) -> Action:
-        """The policy for one playbook, by the name that rulebooks use."""
-        fallback = Action.model_construct(cooldown=self.cooldown, target=[])
-        return self.actions.get(playbook) or self.built_in.get(playbook, fallback)
+        """The policy for one playbook, by the name that the ledger uses.
+
+        What `actions` leaves out is taken from what is built in, and else from the default.
+        """
+        known = self.built_in.get(playbook) or Action.model_construct(cooldown=self.cooldown, target=[])
+        wanted = self.actions.get(playbook)
+        if wanted is None:
+            return known
+        return known.model_copy(update={name: getattr(wanted, name) for name in wanted.model_fields_set})
 
 
 class Channel(_Section):
@@ -167,6 +172,10 @@ class Config(_Section):
             "ansible_config",
         ):
             object.__setattr__(self, name, (self.root / getattr(self, name)).resolve())
+        if self.intake.tls is not None:
+            for name in ("certificate", "key"):
+                path = (self.root / getattr(self.intake.tls, name)).resolve()
+                object.__setattr__(self.intake.tls, name, path)
         return self
 
 
@@ -194,10 +203,13 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     return loader.construct_mapping(node, deep=True)
 
 
+def _text(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node))
+
+
 _Loader.add_constructor("!vault", _vault)
-_Loader.add_constructor(
-    "tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str
-)  # JSON has no dates
+# JSON has no dates: what looks like one is text.
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _text)
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 

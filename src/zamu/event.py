@@ -85,8 +85,9 @@ def bounded(value: Any, envelope: int = 0) -> Any:
     `envelope` is how many levels and values may stand around what came from outside.
     """
     count, max_depth, max_values = 0, MAX_DEPTH + envelope, MAX_VALUES + envelope
-    if _is_small(value):
-        return value
+    small = _if_small(value)
+    if small is not None:
+        return small
 
     def walk(item: Any, depth: int) -> Any:
         nonlocal count
@@ -110,16 +111,18 @@ def bounded(value: Any, envelope: int = 0) -> Any:
     return walk(value, 1)
 
 
-def _is_small(value: Any) -> bool:
-    """Whether a value is plain JSON, and too small to be too deep or too large: most are."""
+def _if_small(value: Any) -> Any:
+    """A copy of what is plain JSON, and too small to be too deep or too large, as most is; else None."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         text.encode()
     except (TypeError, ValueError, RecursionError):
-        return False
+        return None
     # Each level opens a bracket, each value but the first follows a comma, a colon or a bracket.
     levels = text.count("{") + text.count("[")
-    return levels <= MAX_DEPTH and levels + text.count(",") + text.count(":") < MAX_VALUES
+    if levels > MAX_DEPTH or levels + text.count(",") + text.count(":") >= MAX_VALUES:
+        return None
+    return json.loads(text)
 
 
 def clean_text(text: str) -> str:

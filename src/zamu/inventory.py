@@ -4,6 +4,7 @@
 import ipaddress
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from zamu.errors import ConfigError
 
 #: An inventory script that takes longer than this is taken for broken, in seconds.
 TIMEOUT = 60
+
+_FQDN = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)+")
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Inventory:
             if found is not None:
                 return found
         name = _canonical(_without_port(text))
-        label = "" if _is_address(name) else name.partition(".")[0]
+        label = name.partition(".")[0] if _FQDN.fullmatch(name) and not _is_address(name) else ""
         found = self.aliases.get(label)
         # Of a host that is itself called by an FQDN, only that FQDN is meant.
         return found if found is not None and _canonical(found) == label else None

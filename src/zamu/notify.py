@@ -3,6 +3,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -18,8 +19,10 @@ from zamu.state import State
 
 log = logging.getLogger("zamu.notify")
 
-#: Without a channel, messages are taken by whoever shows the console.
+#: Without a channel, messages go to the console: `zamu run` shows them, else they are logged.
 CONSOLE = "console"
+#: Set in the environment where somebody shows the messages.
+SHOWN = "ZAMU_CONSOLE"
 
 _KINDS = {"low": "info", "normal": "info", "urgent": "failure"}
 _BACKOFF = wait_exponential(multiplier=5, max=900)
@@ -62,6 +65,8 @@ class Outbox:
     async def _try_channels(self, letter: Letter) -> tuple[str | None, list[str]]:
         """The name of the channel that took a letter, or what was wrong with each."""
         if not self._channels:
+            if SHOWN not in os.environ:
+                log.warning("%s | %s", letter.message.title, letter.message.body)
             return CONSOLE, []
         meant = [one for one in self._channels if letter.message.urgency in one.urgencies]
         errors = []

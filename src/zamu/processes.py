@@ -30,17 +30,17 @@ def alive(name: str | None) -> bool:
         return False
 
 
-def end(name: str, patience: float = 10) -> None:
-    """End a process and its children: SIGTERM, then after `patience` seconds SIGKILL."""
+def end(name: str, patience: float = 10, *, family: bool = False) -> None:
+    """End a process: SIGTERM, then after `patience` seconds SIGKILL; its children too as `family`."""
     if not alive(name):
         return
     try:
         process = psutil.Process(int(name.partition(":")[0]))
-        family = [process, *process.children(recursive=True)]
+        doomed = [process, *(process.children(recursive=True) if family else [])]
     except psutil.NoSuchProcess:
         return
     process.terminate()
-    _, left = psutil.wait_procs(family, timeout=patience)
+    _, left = psutil.wait_procs(doomed, timeout=patience)
     for survivor in left:
         survivor.kill()
     psutil.wait_procs(left, timeout=patience)

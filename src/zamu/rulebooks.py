@@ -82,6 +82,11 @@ def load(directory: Path, overlays: dict[str, dict[str, Any]]) -> Rulebooks:
                 raise RulebookError(
                     f"{file}: ruleset {data['name']!r} has two sources of one name; name them apart."
                 )
+            if len({consumer.source for consumer in consumers}) < len(consumers):
+                raise RulebookError(
+                    f"{file}: ruleset {data['name']!r} names one source twice, so it would hear each "
+                    "event twice; name it once."
+                )
             rulesets.append(Ruleset(data["name"], file, data, consumers))
     unused = sorted(set(overlays) - {consumer.name for one in rulesets for consumer in one.consumers})
     if unused:
@@ -104,9 +109,10 @@ def _parse(file: Path) -> list[dict[str, Any]]:
     if not isinstance(data, list):
         raise RulebookError(f"{file}: a rulebook is a list of rulesets.")
     for ruleset in data:
-        if not isinstance(ruleset, dict) or not str(ruleset.get("name", "")).strip():
+        name = ruleset.get("name") if isinstance(ruleset, dict) else None
+        if not isinstance(name, str) or not name.strip():
             raise RulebookError(f"{file}: a ruleset has no name.")
-        ruleset["name"] = ruleset["name"].strip()
+        ruleset["name"] = name.strip()
         if not isinstance(ruleset.get("sources"), list) or not ruleset["sources"]:
             raise RulebookError(f"{file}: ruleset {ruleset['name']!r} has no list of sources.")
     return data
@@ -193,5 +199,8 @@ def find_playbook(name: str, directory: Path) -> tuple[str, Path]:
         path = directory / name if Path(name).suffix else directory / f"{name}.yml"
     if not path.is_file():
         raise RulebookError(f"There is no playbook {name!r}: {path} does not exist.")
-    inside = path.resolve().is_relative_to(HOME / "playbooks")
-    return (f"{COLLECTION}.{path.stem}" if inside else name), path.resolve()
+    path = path.resolve()
+    for base, prefix in ((HOME / "playbooks", f"{COLLECTION}."), (directory.resolve(), "")):
+        if path.is_relative_to(base):
+            return prefix + ".".join(path.relative_to(base).with_suffix("").parts), path
+    return name, path

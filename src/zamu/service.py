@@ -3,12 +3,11 @@
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Coroutine
 from typing import Any
-
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
 from zamu import processes
 from zamu.config import Config
@@ -18,7 +17,8 @@ from zamu.engine.supervisor import Supervisor
 from zamu.errors import ZamuError
 from zamu.intake.process import Intake
 from zamu.journal.sqlite import Journal
-from zamu.notify import Outbox
+from zamu.keep import keep_running
+from zamu.notify import SHOWN, Outbox
 from zamu.rulebooks import load
 from zamu.state import State
 from zamu.status.health import PARTS, health
@@ -69,6 +69,7 @@ def run_all(config: Config, state: State, options: list[str]) -> int:
     state.create()
     load(config.rulebooks, config.sources)  # refused here, before anything starts
     handle = state.lock("run")
+    os.environ[SHOWN] = "1"
     console = Console(state)
 
     async def everything() -> None:
@@ -101,34 +102,29 @@ class PartEnded(Exception):
 async def _keep(part: str, options: list[str]) -> None:
     """Run a part as a child, and start it again when it ends."""
 
-    def said(attempt: RetryCallState) -> None:
-        pause = attempt.next_action.sleep if attempt.next_action else 0
-        error = attempt.outcome.exception() if attempt.outcome else None
+    async def live() -> None:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "zamu",
+            *options,
+            part,
+            stdin=asyncio.subprocess.DEVNULL,
+            preexec_fn=processes.die_with_parent(signal.SIGTERM),
+        )
+        try:
+            code = await child.wait()
+        except asyncio.CancelledError:
+            await processes.end_child(child, _END_PATIENCE)
+            raise
+        if code == REFUSED:
+            raise ZamuError(f"The {part} cannot start; its reason stands above.")
+        raise PartEnded(f"The {part} ended with {code}.")
+
+    def failed(error: BaseException, pause: float) -> None:
         log.warning("%s It is started again in %.0f s.", error, pause)
 
-    async for attempt in AsyncRetrying(
-        retry=retry_if_exception_type(PartEnded),
-        wait=wait_exponential_jitter(initial=0.5, max=30),
-        before_sleep=said,
-    ):
-        with attempt:
-            child = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "zamu",
-                *options,
-                part,
-                stdin=asyncio.subprocess.DEVNULL,
-                preexec_fn=processes.die_with_parent(signal.SIGTERM),
-            )
-            try:
-                code = await child.wait()
-            except asyncio.CancelledError:
-                await processes.end_child(child, _END_PATIENCE)
-                raise
-            if code == REFUSED:
-                raise ZamuError(f"The {part} cannot start; its reason stands above.")
-            raise PartEnded(f"The {part} ended with {code}.")
+    await keep_running(live, failed=failed, final=(ZamuError,), longest=30)
 
 
 def _begin(state: State, part: str) -> int:

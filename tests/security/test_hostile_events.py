@@ -121,7 +121,7 @@ def zamu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zamu]:
         directory / "zamu",
         hosts={"web1": local, "web2": local},
         rulebooks={"hostile.yml": RULES},
-        config={"guard": {"actions": {"careless.yml": {"cooldown": "0s"}}}},
+        config={"guard": {"actions": {"careless": {"cooldown": "0s"}}}},
     )
     (directory / "out").mkdir()
     text = yaml.safe_dump(PLAYBOOK, sort_keys=False).replace("OUT", str(directory / "out"))
@@ -153,9 +153,9 @@ def played(zamu: Zamu) -> dict[str, dict[str, Any]]:
     status, answer = zamu.post(group(*alerts))
     assert status == 202, answer
     ended = ("successful", "failed", "denied")
-    zamu.wait_for_run("careless.yml", *ended, count=len(ATTACKS), within=240)
+    zamu.wait_for_run("careless", *ended, count=len(ATTACKS), within=240)
     names = {event["uuid"]: event["event"]["alert"]["fingerprint"] for event in alert_events(zamu)}
-    return {names[run["events"][0]]: run for run in zamu.runs("careless.yml") if run["events"][0] in names}
+    return {names[run["events"][0]]: run for run in zamu.runs("careless") if run["events"][0] in names}
 
 
 def alert_events(zamu: Zamu) -> list[dict[str, Any]]:
@@ -229,7 +229,7 @@ def test_no_label_widens_the_target(zamu: Zamu, labels: dict[str, str]) -> None:
         uuids = [
             event["uuid"] for event in alert_events(zamu) if event["event"]["alert"]["fingerprint"] == name
         ]
-        return next((run for run in zamu.runs("careless.yml") if run["events"] == uuids), None)
+        return next((run for run in zamu.runs("careless") if run["events"] == uuids), None)
 
     run = wait_until(denied, 60, zamu.story)
     assert run["status"] == "denied"

@@ -170,8 +170,8 @@ def own(tmp_path: Path) -> Path:
         ("boma.zamu.alertmanager", "/event_sources/alertmanager.py"),
         ("eda.builtin.range", "/ansible_rulebook/event_source/range.py"),
         (
-            "ansible.eda.webhook",
-            "/ansible_collections/ansible/eda/extensions/eda/plugins/event_source/webhook.py",
+            "amazon.aws.aws_sqs_queue",
+            "/ansible_collections/amazon/aws/extensions/eda/plugins/event_source/aws_sqs_queue.py",
         ),
     ],
 )

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from ansible.parsing.vault import VaultLib, VaultSecret
 
 from harness import free_port
 from unit.hosting import WITHIN, Answer
@@ -66,14 +67,17 @@ class Webhook:
 
 @asynccontextmanager
 async def webhook(
-    directory: Path, token: str | None = None, signature: Signature | None = None
+    directory: Path,
+    token: str | None = None,
+    signature: Signature | None = None,
+    vault_password: str | None = None,
 ) -> AsyncIterator[Webhook]:
     server = Server(Intake(listen="127.0.0.1:0"))
     await server.start()
     timeout = aiohttp.ClientTimeout(total=WITHIN)
     async with aiohttp.ClientSession(timeout=timeout) as session:
         found = Webhook(directory, server, session)
-        shelter.set(Shelter(server, directory))
+        shelter.set(Shelter(server, directory, vault_password))
         source_name.set("my source")
         task = asyncio.create_task(serve("/hook", token, found.take, signature=signature))
         await asyncio.sleep(0)
@@ -333,3 +337,20 @@ async def test_a_body_without_the_right_signature_is_401(
         answer = await hook.post(body, Authorization="", **{SIGNATURE.header: given.format(**words)})
         assert (answer.status, answer.error) == (401, "No or wrong signature in X-Hub-Signature-256.")
         assert hook.taken == []
+
+
+async def test_the_secret_of_a_signature_may_be_vaulted(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("the password")
+    vaulted = VaultLib().encrypt("shared", secret=VaultSecret(b"the password")).decode()
+    body = b"{}"
+    signature = Signature("X-Signature", vaulted, "sha256=")
+    async with webhook(tmp_path, signature=signature, vault_password=f"file:{tmp_path}/password") as hook:
+        answer = await hook.post(body, Authorization="", **{"X-Signature": signed(body, "shared")})
+        assert answer.status == 202
+
+
+async def test_a_token_may_be_vaulted(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("the password")
+    vaulted = VaultLib().encrypt("given", secret=VaultSecret(b"the password")).decode()
+    async with webhook(tmp_path, vaulted, vault_password=f"file:{tmp_path}/password") as hook:
+        assert (await hook.post(b"{}", Authorization="Bearer given")).status == 202

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ansible_rulebook.rules_parser import parse_condition
 from ansible_rulebook.validators import Validate
 from jsonschema import ValidationError
 
@@ -32,10 +33,27 @@ _HEAD = """\
 def compose(config: Config, rulebooks: Rulebooks) -> str:
     """The text of the composed rulebook. Raises RulebookError that names file, ruleset and rule."""
     composed = [_ruleset(config, ruleset) for ruleset in rulebooks.rulesets]
+    for ruleset, data in zip(rulebooks.rulesets, composed, strict=True):
+        _parse(ruleset, data)
     files = ", ".join(sorted({ruleset.rulebook.name for ruleset in rulebooks.rulesets}))
     return _HEAD.format(files=files) + yaml.safe_dump(
         composed, sort_keys=False, allow_unicode=True, width=110
     )
+
+
+def _parse(ruleset: Ruleset, data: dict[str, Any]) -> None:
+    """Let the engine's own parser read every rule, so that it is not the engine that fails."""
+    names = set()
+    for rule in data["rules"]:
+        where = f"{ruleset.rulebook}: rule {rule['name']!r}"
+        if rule["name"] in names:
+            raise RulebookError(f"{where}: another rule of {ruleset.name!r} has this name.")
+        names.add(rule["name"])
+        try:
+            parse_condition(copy.deepcopy(rule["condition"]))
+        except Exception as error:  # the parser raises what its libraries raise
+            reason = str(error).splitlines()[0]
+            raise RulebookError(f"{where}: the condition cannot be read: {reason}") from None
 
 
 def _ruleset(config: Config, ruleset: Ruleset) -> dict[str, Any]:
@@ -43,8 +61,9 @@ def _ruleset(config: Config, ruleset: Ruleset) -> dict[str, Any]:
     try:
         Validate.rulebook([data])
     except ValidationError as error:
-        place = ".".join(map(str, error.absolute_path))
-        raise RulebookError(f"{ruleset.rulebook}: {ruleset.name!r}: {place}: {error.message}.") from None
+        _, *steps = error.absolute_path  # the first is the place in our list of one
+        place = f"{'.'.join(map(str, steps))}: " if steps else ""
+        raise RulebookError(f"{ruleset.rulebook}: {ruleset.name!r}: {place}{error.message}.") from None
     for rule in data["rules"]:
         where = f"{ruleset.rulebook}: rule {rule['name']!r}"
         for action in rule.get("actions") or [rule["action"]]:

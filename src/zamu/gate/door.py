@@ -27,9 +27,6 @@ from zamu.ledger import Intent, Message, Run, Status
 from zamu.ledger.sqlite import Ledger
 from zamu.state import State
 
-_TITLE_LIMIT, _BODY_LIMIT = 200, 3_500  # ntfy takes 4,096 bytes in all
-_URGENCIES = ("low", "normal", "urgent")
-
 
 class _Parser(argparse.ArgumentParser):
     """Understands what ansible-runner says, and nothing else."""
@@ -85,7 +82,13 @@ def see_through(settings: Settings, ledger: Ledger, intent: Intent) -> Run:
 def _begin(settings: Settings, ledger: Ledger, run: Run) -> None:
     """Do what was claimed. A playbook's worker lives in a session of its own and outlives us."""
     if run.intent.playbook in TELLING:
-        ledger.tell(_message(run.intent.variables), origin=run.intent.key)
+        said = run.intent.variables
+        message = Message.of(
+            said.get("notify_title", "zamu"),
+            said.get("notify_body", ""),
+            said.get("notify_urgency", "normal"),
+        )
+        ledger.tell(message, origin=run.intent.key)
         ledger.finish(run.id, Status.SUCCESSFUL)
         for topic in ("outbox", "ledger"):
             ring(State(Path(settings.state)).bells, topic)
@@ -174,12 +177,3 @@ def _unreadable(arguments: list[str]) -> Intent:
 def _digest(parts: list[Any]) -> str:
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
-
-
-def _message(variables: dict[str, Any]) -> Message:
-    urgency = str(variables.get("notify_urgency", "normal"))
-    return Message(
-        title=printable(variables.get("notify_title", "zamu"), _TITLE_LIMIT),
-        body=str(variables.get("notify_body", ""))[:_BODY_LIMIT],
-        urgency=urgency if urgency in _URGENCIES else "normal",
-    )

@@ -19,13 +19,13 @@ def refuse(intent: Intent, settings: Settings, ledger: Ledger) -> str | None:
 
     Called inside the ledger's `claim`, so what it reads of history cannot change meanwhile.
     """
+    if intent.playbook in TELLING:
+        return None  # it needs no host, and nothing follows from it
     if intent.depth >= settings.max_depth:
         return (
             f"This would be run {intent.depth + 1} in a chain of runs that set each other off; "
             f"at most {settings.max_depth} may follow each other."
         )
-    if intent.playbook in TELLING:
-        return None
     return _hosts(intent, settings) or _cooldown(intent, settings, ledger)
 
 

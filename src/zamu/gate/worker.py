@@ -66,7 +66,7 @@ def _play(settings: Settings, run: Run) -> int | None:
                 return ansible.wait(timeout=settings.run_timeout)
             except subprocess.TimeoutExpired:
                 with contextlib.suppress(ProcessLookupError):
-                    processes.end(processes.identity(ansible.pid))
+                    processes.end(processes.identity(ansible.pid), family=True)
                 return None
 
 

@@ -13,8 +13,6 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
-
 from zamu.config import Config
 from zamu.errors import ConfigError, JournalError, ZamuError
 from zamu.event import Event, bounded, now, printable
@@ -22,6 +20,7 @@ from zamu.intake.webhook import Shelter, shelter, source_name
 from zamu.inventory import Inventory
 from zamu.journal import Outcome
 from zamu.journal.writer import Writer
+from zamu.keep import keep_running
 from zamu.rulebooks import Source, find_plugin
 
 log = logging.getLogger("zamu.intake")
@@ -30,10 +29,6 @@ log = logging.getLogger("zamu.intake")
 _ENVELOPE = 32
 
 type Filter = Callable[[Event], Event | list[Event]]
-
-
-class SourceEnded(Exception):
-    """A source returned, though sources never end."""
 
 
 class JournalQueue:
@@ -92,11 +87,6 @@ def _as_list(result: Event | list[Event]) -> list[Event]:
     return result if isinstance(result, list) else [result]
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Whether starting a source again may help: not for wrong arguments, not when we are ending."""
-    return isinstance(error, Exception) and not isinstance(error, ConfigError)
-
-
 async def host(
     source: Source,
     config: Config,
@@ -113,23 +103,29 @@ async def host(
     queue = JournalQueue(source, _filters(source, config), writer, inventory)
     shelter.set(lent)
     source_name.set(source.id)
+    lost = False
 
-    def failed(attempt: RetryCallState) -> None:
-        error = attempt.outcome.exception() if attempt.outcome else None
-        if attempt.attempt_number == 1:
+    def failed(error: BaseException, pause: float) -> None:
+        nonlocal lost
+        if not lost:
             log.warning("Source %s failed and is started again: %s", source.id, printable(error))
+        lost = True
         said(source.id, printable(error))
 
-    async for attempt in AsyncRetrying(
-        retry=retry_if_exception(_may_pass),
-        wait=wait_exponential_jitter(initial=1, max=300),
-        before_sleep=failed,
-        reraise=True,
-    ):
-        with attempt:
-            said(source.id, None)
-            await main(queue, dict(source.arguments))
-            raise SourceEnded("it returned, though a source never ends")
+    def back() -> None:
+        nonlocal lost
+        if lost:
+            log.info("Source %s works again.", source.id)
+        lost = False
+        said(source.id, None)
+
+    await keep_running(
+        lambda: main(queue, dict(source.arguments)),
+        failed=failed,
+        back=back,
+        final=(ConfigError,),
+        longest=300,
+    )
 
 
 def _load(source: Source, config: Config) -> Callable[..., Any]:

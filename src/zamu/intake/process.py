@@ -64,7 +64,7 @@ class Intake:
                             self._config,
                             self._writer,
                             lambda: self._inventory,
-                            Shelter(self._server, self._state.tokens),
+                            Shelter(self._server, self._state.tokens, self._config.vault_password),
                             self._said,
                         )
                     )
@@ -73,7 +73,7 @@ class Intake:
                 await self._server.start(inherited_socket())
                 tasks.create_task(self._refresh_inventory())
                 tasks.create_task(self._prune())
-                self._state.say("intake", state="ready", port=self._server.port, sources={})
+                self._state.say("intake", state="ready", port=self._server.port, sources=self._troubles)
         finally:
             await self._server.stop()
             await self._writer.close()

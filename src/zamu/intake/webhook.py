@@ -38,6 +38,11 @@ class Shelter:
 
     server: Server
     tokens: Path
+    vault_password: str | None = None
+
+    def secret(self, reference: str) -> Secret:
+        """A secret of zamu.yml, which may be vaulted."""
+        return Secret(reference, self.vault_password)
 
 
 #: Where a source under plain ansible-rulebook finds its token when none is named.
@@ -62,7 +67,7 @@ class Signature:
 
     def check(self, request: Request) -> None:
         """Raise Refusal unless the body was signed with our secret."""
-        expected = hmac.new(Secret(self.secret).reveal().encode(), request.body, hashlib.sha256)
+        expected = hmac.new(_reveal("secret", self.secret).encode(), request.body, hashlib.sha256)
         given = request.headers.get(self.header, "").encode("utf-8", "surrogateescape")
         if not hmac.compare_digest(given, f"{self.prefix}{expected.hexdigest()}".encode()):
             raise Refusal(401, f"No or wrong signature in {self.header}.")
@@ -76,6 +81,14 @@ class Unavailable(Exception):
     """Something that this source needs to understand the message is out of reach; try again."""
 
 
+def _reveal(option: str, reference: str) -> str:
+    home = shelter.get()
+    try:
+        return (home.secret(reference) if home else Secret(reference)).reveal()
+    except ValueError as error:
+        raise ConfigError(f"{source_name.get()}: {option}: {error}.") from None
+
+
 def token_file(directory: Path, source: str) -> Path:
     """Where the token lies that zamu made for a source to which none was given."""
     return directory / "".join(char if char.isalnum() or char in "-_" else "_" for char in source)
@@ -84,10 +97,7 @@ def token_file(directory: Path, source: str) -> Path:
 def _token(reference: str | None) -> str:
     """The token of the running source: the one that was given, or one that zamu makes and keeps."""
     if reference is not None:
-        try:
-            return Secret(reference).reveal()
-        except ValueError as error:
-            raise ConfigError(f"{source_name.get()}: token: {error}.") from None
+        return _reveal("token", reference)
     home = shelter.get()
     if home is None:
         return Secret(f"env:{TOKEN_VARIABLE}").reveal()

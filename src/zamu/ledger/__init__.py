@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from zamu.event import printable
+
 
 class Status(StrEnum):
     """What became of a run."""
@@ -83,13 +85,29 @@ class Run:
         }
 
 
+#: In characters and in bytes; ntfy takes 4,096 bytes in all.
+TITLE_LIMIT, BODY_LIMIT = 200, 3_000
+URGENCIES = ("low", "normal", "urgent")
+
+
 @dataclass(frozen=True)
 class Message:
     """What the operator is to be told. Text only; nothing in it is ever a template or HTML."""
 
     title: str
-    body: str
+    body: str = ""
     urgency: str = "normal"
+
+    @classmethod
+    def of(cls, title: object, body: object = "", urgency: object = "normal") -> "Message":
+        """A message from values that may come from outside, cut to what every channel takes."""
+        text = str(body)
+        cut = text.encode("utf-8", "replace")[:BODY_LIMIT].decode("utf-8", "ignore")
+        return cls(
+            title=printable(title, TITLE_LIMIT),
+            body=cut if len(cut) == len(text) else f"{cut}…",
+            urgency=str(urgency) if urgency in URGENCIES else "normal",
+        )
 
 
 @dataclass(frozen=True)
