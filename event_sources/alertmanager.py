@@ -38,7 +38,8 @@ options:
     default: /alertmanager
   token:
     description:
-      - The bearer token that the sender has to show, as E(NAME) written C(env:NAME), or C(file:/path).
+      - The bearer token that the sender has to show, named as C(env:NAME) or C(file:/path); in zamu.yml
+        it may be vaulted.
       - Without it zamu makes one and keeps it in its state directory; plain ansible-rulebook takes
         E(ZAMU_TOKEN).
     type: str

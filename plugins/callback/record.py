@@ -49,9 +49,9 @@ class CallbackModule(CallbackBase):
         state = find_state() if find_state else None
         if state is None:
             return
-        name = Path(playbook._file_name).stem
+        path = Path(playbook._file_name)
         run_id = os.environ.get("ZAMU_RUN_ID")
-        self._guarded(lambda: setattr(self, "_recorder", Recorder(state, run_id, name)))
+        self._guarded(lambda: setattr(self, "_recorder", Recorder(state, run_id, path)))
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """Remember the play's name."""

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
@@ -93,7 +94,9 @@ def _list(options: argparse.Namespace, state: State) -> int:
 def _events(state: State) -> Iterable[dict[str, object]]:
     from zamu.journal.sqlite import Journal
 
-    for entry in Journal(state.journal).entries():
+    with closing(Journal(state.journal)) as journal:
+        entries = journal.entries()
+    for entry in entries:
         meta = entry.event["meta"]
         yield {
             "uuid": meta["uuid"],
@@ -110,15 +113,15 @@ def _events(state: State) -> Iterable[dict[str, object]]:
 def _runs(state: State) -> Iterable[dict[str, object]]:
     from zamu.ledger.sqlite import Ledger
 
-    for run in Ledger(state.ledger).runs():
-        yield run.as_json()
+    with closing(Ledger(state.ledger)) as ledger:
+        yield from [run.as_json() for run in ledger.runs()]
 
 
 def _messages(state: State) -> Iterable[dict[str, object]]:
     from zamu.ledger.sqlite import Ledger
 
-    for letter in Ledger(state.ledger).letters():
-        yield letter.as_json()
+    with closing(Ledger(state.ledger)) as ledger:
+        yield from [letter.as_json() for letter in ledger.letters()]
 
 
 def _table(kind: str, rows: Iterable[dict[str, object]]) -> None:

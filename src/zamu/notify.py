@@ -47,6 +47,7 @@ class Outbox:
                 await bell.wait()
         finally:
             bell.close()
+            self._ledger.close()
 
     async def _send(self, letter: Letter) -> None:
         channel, errors = await self._try_channels(letter)

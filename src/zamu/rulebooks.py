@@ -199,8 +199,12 @@ def find_playbook(name: str, directory: Path) -> tuple[str, Path]:
         path = directory / name if Path(name).suffix else directory / f"{name}.yml"
     if not path.is_file():
         raise RulebookError(f"There is no playbook {name!r}: {path} does not exist.")
-    path = path.resolve()
+    return playbook_name(path, directory) or name, path.resolve()
+
+
+def playbook_name(path: Path, directory: Path) -> str | None:
+    """The one name of a playbook's file, however a rule or a person spelled it; None elsewhere."""
     for base, prefix in ((HOME / "playbooks", f"{COLLECTION}."), (directory.resolve(), "")):
-        if path.is_relative_to(base):
-            return prefix + ".".join(path.relative_to(base).with_suffix("").parts), path
-    return name, path
+        if path.resolve().is_relative_to(base):
+            return prefix + ".".join(path.resolve().relative_to(base).with_suffix("").parts)
+    return None

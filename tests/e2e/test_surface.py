@@ -145,7 +145,10 @@ def test_sources_work_under_plain_ansible_rulebook(tmp_path: Path) -> None:
                 {
                     "name": "Print it",
                     "condition": "event.alert.status == 'firing'",
-                    "actions": [{"debug": {"msg": "heard {{ event.alert.labels.alertname }}"}}, {"shutdown": {}}],
+                    "actions": [
+                        {"debug": {"msg": "heard {{ event.alert.labels.alertname }}"}},
+                        {"shutdown": {}},
+                    ],
                 }
             ],
         }

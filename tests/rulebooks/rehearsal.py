@@ -50,7 +50,9 @@ class Rehearsal:
         while not self._plan.plan.queue.empty():
             item = self._plan.plan.queue.get_nowait()
             for action in item.actions:
-                arguments = substitute_variables(action.action_args, {"event": item.rule_engine_results.data["m"]})
+                arguments = substitute_variables(
+                    action.action_args, {"event": item.rule_engine_results.data["m"]}
+                )
                 firings.append(Firing(item.rule, action.action, arguments))
         return firings
 

@@ -214,7 +214,7 @@ async def test_wrong_arguments_are_not_tried_again(tmp_path: Path, journal: Jour
         ("def main(queue, args): pass", "has no `async def main"),
         ("x = 1", "has no `async def main"),
         ("import no_such_package", "cannot be loaded: ModuleNotFoundError"),
-        ("this is not Python", "cannot be loaded: SyntaxError"),
+        ("this is no Python", "cannot be loaded: SyntaxError"),
     ],
 )
 async def test_a_file_that_is_no_source_is_refused_with_its_name(

@@ -9,6 +9,10 @@ from zamu.errors import ConfigError
 from zamu.keep import Ended, keep_running
 
 
+class Over(Exception):
+    """Nothing is left to live through."""
+
+
 class Life:
     """Something that ends as it is told, each time that it is begun."""
 

@@ -104,7 +104,7 @@ def test_ending_a_process_ends_its_children_too(start: Start) -> None:
     )
     [child] = psutil.Process(parent.pid).children()
     reaper = reap(parent)
-    processes.end(processes.identity(parent.pid), patience=0.3)
+    processes.end(processes.identity(parent.pid), patience=0.3, family=True)
     reaper.join(10)
     assert not reaper.is_alive()
     assert parent.returncode == -signal.SIGTERM

@@ -26,7 +26,7 @@ SECRET = "s3cret-of-the-test"
 def record_by_hand(
     state: State, results: list[TaskResult], failed: list[str]
 ) -> tuple[str, bool | None, str | None]:
-    recorder = Recorder(state, None, "mend")
+    recorder = Recorder(state, None, Path("mend.yml"))
     for result in results:
         recorder.record(result)
     recorder.end(failed)
@@ -52,7 +52,7 @@ def test_a_playbook_by_hand_that_failed_names_its_hosts_and_is_not_verified(stat
 
 def test_the_end_of_a_rules_run_is_left_to_the_gate(state: State, ledger: Ledger) -> None:
     run, _ = ledger.claim(intent(), DEAD, attempts=1, refuse=lambda _: None)
-    recorder = Recorder(state, run.id, "mend")
+    recorder = Recorder(state, run.id, Path("mend.yml"))
     recorder.record(OK)
     recorder.end([])
     assert ledger.tasks(run.id) == [OK]

@@ -212,7 +212,7 @@ def test_a_playbook_of_the_house_is_found_below_its_directory(tmp_path: Path) ->
     for path in (tmp_path / "mend.yml", tmp_path / "sub" / "mend.yml"):
         path.write_text("")
     assert find_playbook("mend", tmp_path) == ("mend", tmp_path / "mend.yml")
-    assert find_playbook("sub/mend.yml", tmp_path) == ("sub/mend.yml", tmp_path / "sub" / "mend.yml")
+    assert find_playbook("sub/mend.yml", tmp_path) == ("sub.mend", tmp_path / "sub" / "mend.yml")
 
 
 @pytest.mark.parametrize(

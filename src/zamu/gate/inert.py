@@ -15,6 +15,16 @@ from zamu.event import clean_text
 _STRING = "tag:yaml.org,2002:str"
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Safe YAML and no tag beside its own, whatever a library has added to the common loader."""
+
+    yaml_constructors = {  # noqa: RUF012 - pyyaml's own way
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.startswith("tag:yaml.org,2002:")
+    }
+
+
 class _InertDumper(yaml.SafeDumper):
     """Writes every string as `!unsafe "…"`."""
 
@@ -36,7 +46,7 @@ _InertDumper.add_representer(str, _represent)
 def read(text: str) -> dict[str, Any]:
     """Parse an extra-vars file as plain data. Raises ValueError when it is anything else."""
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise ValueError(f"the variables are not plain YAML: {error}") from error
     if not isinstance(data, dict):

@@ -10,6 +10,7 @@ from zamu import processes
 from zamu.doorbell import ring
 from zamu.ledger import Intent, Status, TaskResult
 from zamu.ledger.sqlite import Ledger
+from zamu.rulebooks import playbook_name
 from zamu.state import State
 
 #: What is kept of a task's words, in characters.
@@ -19,13 +20,14 @@ TEXT_LIMIT = 1_000
 class Recorder:
     """The record of one playbook: of a rule's run, or of one that a person started."""
 
-    def __init__(self, state: State, run_id: str | None, playbook: str) -> None:
+    def __init__(self, state: State, run_id: str | None, playbook: Path) -> None:
         """`run_id` is the run that the gate began; None opens a new one, by hand."""
+        name = playbook_name(playbook, playbook.parent) or playbook.stem
         self._state = state
         self._ledger = Ledger(state.ledger)
         self._by_hand = run_id is None
         self._run_id = run_id or self._ledger.open_by_hand(
-            Intent(str(uuid.uuid4()), [], "", "by hand", playbook, "", [], "by hand", {}),
+            Intent(str(uuid.uuid4()), [], "", "by hand", name, str(playbook), [], "by hand", {}),
             processes.identity(),
         )
 

@@ -65,9 +65,9 @@ class Signature:
     secret: str
     prefix: str = ""
 
-    def check(self, request: Request) -> None:
-        """Raise Refusal unless the body was signed with our secret."""
-        expected = hmac.new(_reveal("secret", self.secret).encode(), request.body, hashlib.sha256)
+    def check(self, key: str, request: Request) -> None:
+        """Raise Refusal unless the body was signed with `key`, our secret."""
+        expected = hmac.new(key.encode(), request.body, hashlib.sha256)
         given = request.headers.get(self.header, "").encode("utf-8", "surrogateescape")
         if not hmac.compare_digest(given, f"{self.prefix}{expected.hexdigest()}".encode()):
             raise Refusal(401, f"No or wrong signature in {self.header}.")
@@ -117,10 +117,13 @@ def _admit(expected: bytes | None, headers: Mapping[str, str]) -> None:
 
 
 async def _handle(
-    path: str, signature: Signature | None, take: Callable[[Any], Awaitable[None]], request: Request
+    path: str,
+    check: Callable[[Request], None] | None,
+    take: Callable[[Any], Awaitable[None]],
+    request: Request,
 ) -> web.Response:
-    if signature is not None:
-        signature.check(request)
+    if check is not None:
+        check(request)
     try:
         payload = parse_json(request.body)
     except ValueError as error:
@@ -154,8 +157,13 @@ async def serve(
     """
     if not path.startswith("/"):
         raise ConfigError(f"{source_name.get()}: path: {path!r} does not begin with a slash.")
-    expected = None if signature else f"Bearer {_token(token)}".encode()
-    route = Route("POST", partial(_handle, path, signature, take), partial(_admit, expected))
+    expected: bytes | None = None
+    check: Callable[[Request], None] | None = None
+    if signature is None:
+        expected = f"Bearer {_token(token)}".encode()
+    else:  # revealed here, because requests are answered outside of the source's context
+        check = partial(signature.check, _reveal("secret", signature.secret))
+    route = Route("POST", partial(_handle, path, check, take), partial(_admit, expected))
     home = shelter.get()
     server = home.server if home else Server(Intake(listen=f"{host}:{port}"))
     server.add(path, route)

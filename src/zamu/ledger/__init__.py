@@ -85,7 +85,7 @@ class Run:
         }
 
 
-#: In characters and in bytes; ntfy takes 4,096 bytes in all.
+#: In bytes: ntfy takes 4,096 in all, and a mail's subject has to fit into a line when it is encoded.
 TITLE_LIMIT, BODY_LIMIT = 200, 3_000
 URGENCIES = ("low", "normal", "urgent")
 
@@ -101,13 +101,17 @@ class Message:
     @classmethod
     def of(cls, title: object, body: object = "", urgency: object = "normal") -> "Message":
         """A message from values that may come from outside, cut to what every channel takes."""
-        text = str(body)
-        cut = text.encode("utf-8", "replace")[:BODY_LIMIT].decode("utf-8", "ignore")
         return cls(
-            title=printable(title, TITLE_LIMIT),
-            body=cut if len(cut) == len(text) else f"{cut}…",
+            # No channel takes a message without a word.
+            title=_cut(printable(title, TITLE_LIMIT).strip(), TITLE_LIMIT) or "zamu",
+            body=_cut(str(body), BODY_LIMIT),
             urgency=str(urgency) if urgency in URGENCIES else "normal",
         )
+
+
+def _cut(text: str, limit: int) -> str:
+    cut = text.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
+    return cut if len(cut) == len(text) else f"{cut}…"
 
 
 @dataclass(frozen=True)

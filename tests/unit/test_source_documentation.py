@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What DOCUMENTATION and EXAMPLES of a source say is what the source takes."""
+
+import asyncio
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from harness import ROOT
+from zamu.errors import ConfigError
+from zamu.rulebooks import find_plugin
+
+SOURCES = sorted((ROOT / "event_sources").glob("[a-z]*.py"))
+EVERY_SOURCE = pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+TYPES = {str: "str", int: "int", bool: "bool", float: "float", list: "list", dict: "dict"}
+
+
+def documentation(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(runpy.run_path(str(path))["DOCUMENTATION"])
+    return found
+
+
+def kind(annotation: Any) -> str:
+    """The documented type of a field: of `X | None` that of X, of `list[X]` list."""
+    inner = [one for one in getattr(annotation, "__args__", ()) if one is not type(None)]
+    origin = getattr(annotation, "__origin__", None)
+    if origin in (list, dict):
+        return TYPES[origin]
+    return TYPES.get(annotation) or kind(inner[0])
+
+
+def default(field: Any) -> object:
+    value = field.get_default(call_default_factory=True)
+    return None if value is PydanticUndefined else value
+
+
+def test_there_are_sources() -> None:
+    assert {path.stem for path in SOURCES} >= {"alertmanager", "runs"}
+
+
+@EVERY_SOURCE
+def test_the_documentation_has_what_ansible_doc_wants(path: Path) -> None:
+    found = documentation(path)
+    assert isinstance(found["short_description"], str)
+    assert isinstance(found["description"], list)
+    for name, option in found.get("options", {}).items():
+        assert option["description"], name
+        assert option["type"] in TYPES.values(), name
+        assert option["type"] != "list" or option["elements"], name
+
+
+@EVERY_SOURCE
+def test_the_options_and_defaults_are_those_that_the_source_takes(path: Path) -> None:
+    options = documentation(path).get("options", {})
+    model: type[BaseModel] | None = runpy.run_path(str(path)).get("Arguments")
+    if model is None:  # the source looks at its arguments itself, and names the ones that it knows
+        refusal = refuse(path, {"no_such_option": 1})
+        allowed = refusal.rpartition("allowed: ")[2].rstrip(".").split(", ")
+        assert sorted(allowed) == sorted(options)
+        return
+    assert list(model.model_fields) == list(options)
+    for name, field in model.model_fields.items():
+        assert options[name].get("default") == default(field), name
+        assert options[name]["type"] == kind(field.annotation), name
+        assert options[name].get("required", False) == field.is_required(), name
+
+
+def refuse(path: Path, arguments: dict[str, Any]) -> str:
+    main = runpy.run_path(str(path))["main"]
+    with pytest.raises(ConfigError) as refusal:
+        asyncio.run(main(asyncio.Queue(), arguments))
+    return str(refusal.value)
+
+
+@EVERY_SOURCE
+def test_an_unknown_option_is_refused_by_name_with_the_options_that_there_are(path: Path) -> None:
+    words = refuse(path, {"no_such_option": 1})
+    assert words.startswith(f"{path.stem}: ")
+    assert "no_such_option" in words
+    for option in documentation(path).get("options", {}):
+        assert option in words
+
+
+@EVERY_SOURCE
+def test_the_examples_can_be_read_and_use_only_options_that_there_are(path: Path) -> None:
+    examples = yaml.safe_load(runpy.run_path(str(path))["EXAMPLES"])
+    options = documentation(path).get("options", {})
+    assert examples
+    for example in examples:
+        assert set(example) == {"name", path.stem}
+        assert set(example[path.stem] or {}) <= set(options)
+        assert find_plugin(path.stem, "event_source", Path("/nonexistent")) == path
+
+
+def test_the_engines_own_source_documents_what_the_composed_rulebook_gives_it(tmp_path: Path) -> None:
+    from zamu.config import Config
+    from zamu.engine.compose import compose, sources_directory
+    from zamu.rulebooks import load
+
+    config = Config(root=ROOT)
+    composed = yaml.safe_load(compose(config, load(config.rulebooks, {})))
+    given = composed[0]["sources"][0]["journal"]
+    assert set(documentation(sources_directory() / "journal.py")["options"]) == set(given)
