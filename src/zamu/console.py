@@ -82,6 +82,12 @@ class Console:
                 await bell.wait(1)
         finally:
             bell.close()
+            self.close()
+
+    def close(self) -> None:
+        """Close journal and ledger."""
+        self._journal.close()
+        self._ledger.close()
 
     def show(self) -> None:
         """Print what is new since the last call."""

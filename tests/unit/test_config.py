@@ -72,7 +72,7 @@ def test_everything_can_be_said(write: Write) -> None:
     config = load(
         write(
             """
-            intake: {listen: "[::1]:1", tls: {certificate: a.pem, key: b.pem}, body_timeout: 3s, keep_events: 2d}
+            intake: {listen: "[::1]:1", tls: {certificate: a.pem, key: b.pem}, body_timeout: 3s}
             engine: {max_runs: 1, jvm_memory: 1g, run_timeout: 2h, settle: 1s}
             guard: {cooldown: 0s, actions: {mend: {cooldown: 1m, target: [unit]}}}
             notify: {channels: [{name: mail, url: "env:MAIL", urgencies: [urgent]}]}
@@ -207,10 +207,9 @@ def test_a_duration_is_a_number_with_its_unit(text: str, seconds: int) -> None:
 def test_no_text_breaks_the_reading_of_durations(text: str) -> None:
     try:
         found = parse_duration(text)
-    except ValueError as error:
-        assert "is not a duration" in str(error) or "too long" in str(error)
-    else:
-        assert found >= timedelta(0)
+    except ValueError:
+        return
+    assert found >= timedelta(0)
 
 
 @pytest.mark.parametrize("text", ["999999999d", "36501d"])

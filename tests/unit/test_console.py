@@ -3,7 +3,8 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ type Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def show(state: State, journal: Journal, ledger: Ledger, capsys: Capture) -> Callable[[], list[str]]:
+def show(
+    state: State, journal: Journal, ledger: Ledger, capsys: Capture
+) -> Iterator[Callable[[], list[str]]]:
     """What the console prints of what happened since it began or last printed, line by line."""
     console = Console(state)
 
@@ -34,7 +37,8 @@ def show(state: State, journal: Journal, ledger: Ledger, capsys: Capture) -> Cal
         return capsys.readouterr().out.splitlines()
 
     lines()
-    return lines
+    yield lines
+    console.close()
 
 
 def alert(**labels: str) -> dict[str, Any]:
@@ -79,7 +83,8 @@ def test_nothing_from_outside_reaches_the_terminal_as_anything_but_text(
 ) -> None:
     hostile = alert(alertname=HOSTILE)
     hostile["meta"]["hosts"] = [HOSTILE]
-    dead = event("d", **{HOSTILE: 1})
+    dead = event("d")
+    dead[HOSTILE] = dead.pop("test")
     dead["meta"]["unreadable"] = HOSTILE
     journal.append([(HOSTILE, hostile), ("am", dead)])
     ledger.claim(
@@ -104,7 +109,8 @@ def test_what_was_there_before_it_began_is_not_shown(
     ledger.finish(run.id, Status.FAILED)
     ledger.tell(Message("title"))
     ledger.delivered(1, "mail")
-    Console(state).show()
+    with closing(Console(state)) as console:
+        console.show()
     [line] = capsys.readouterr().out.splitlines()
     assert "The intake is not running. The engine is not running." in line
 

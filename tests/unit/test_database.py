@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import sqlite3
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -47,9 +48,14 @@ def test_a_file_that_cannot_be_made_is_refused_with_its_name(tmp_path: Path) -> 
 
 def test_what_fails_in_the_middle_of_a_transaction_leaves_nothing_behind(tmp_path: Path) -> None:
     with closing(connect(tmp_path / "x.db", SCHEMA, 1)) as connection:
-        with pytest.raises(KeyError), transaction(connection):
-            connection.execute("INSERT INTO things VALUES ('a')")
-            raise KeyError
+
+        def fail() -> None:
+            with transaction(connection):
+                connection.execute("INSERT INTO things VALUES ('a')")
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            fail()
         with transaction(connection):
             connection.execute("INSERT INTO things VALUES ('b')")
         assert [row["name"] for row in connection.execute("SELECT * FROM things")] == ["b"]
@@ -62,3 +68,20 @@ def test_a_schema_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
     connect(path, SCHEMA, 1).close()
+
+
+def test_a_new_file_that_another_process_is_just_making_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("CREATE TABLE made_by_the_other (name TEXT)")
+        opened: list[sqlite3.Connection] = []
+        opening = threading.Thread(target=lambda: opened.append(connect(path, SCHEMA, 1)))
+        opening.start()
+        opening.join(0.3)  # long enough for one that does not wait to give up
+        assert opening.is_alive()
+        other.execute("COMMIT")
+        opening.join(30)
+        [connection] = opened
+        assert connection.execute("SELECT count(*) FROM things").fetchone()[0] == 0
+        connection.close()

@@ -4,7 +4,7 @@
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ def test_the_same_event_rule_and_action_is_done_once(gate: Gate) -> None:
 
 @pytest.mark.parametrize("change", [{"uuid": "e2"}, {"playbook": "other"}, {"unit": "ssh"}])
 def test_another_event_playbook_or_variable_is_another_run(gate: Gate, change: dict[str, Any]) -> None:
-    gate.call(gate.variables(**{"unit": "nginx"}))
+    gate.call(gate.variables(unit="nginx"))
     gate.call(gate.variables(**({"unit": "nginx"} | change)))
     assert len({run.intent.key for run in gate.runs}) == 2
 
@@ -320,7 +320,7 @@ def test_the_depth_of_a_run_is_that_of_its_deepest_event(gate: Gate) -> None:
 
 
 def test_a_notification_is_queued_once_without_ansible_and_without_a_host(gate: Gate) -> None:
-    variables = {
+    variables: dict[str, Any] = {
         "notify_title": "a\x1b[2J title",
         "notify_body": "line 1\nline 2",
         "notify_urgency": "urgent",
@@ -339,7 +339,11 @@ def test_a_notification_is_queued_once_without_ansible_and_without_a_host(gate: 
 
 @pytest.mark.parametrize("urgency", ["LOUD", "", None, 3, ["urgent"], "{{ urgent }}"])
 def test_an_urgency_that_there_is_not_is_normal_and_long_texts_are_cut(gate: Gate, urgency: object) -> None:
-    long = {"notify_title": "t" * 1_000, "notify_body": "b" * 10_000, "notify_urgency": urgency}
+    long: dict[str, Any] = {
+        "notify_title": "t" * 1_000,
+        "notify_body": "b" * 10_000,
+        "notify_urgency": urgency,
+    }
     assert gate.call(gate.variables(playbook="boma.zamu.notify", **long), "") == 0
     with closing(Ledger(gate.directory / "state" / "ledger.db")) as ledger:
         [letter] = ledger.due()
@@ -348,9 +352,9 @@ def test_an_urgency_that_there_is_not_is_normal_and_long_texts_are_cut(gate: Gat
 
 
 @pytest.fixture
-def without_settings(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+def without_settings(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.delenv(VARIABLE)
-    yield gate.settings
+    return gate.settings
 
 
 def test_without_settings_nothing_runs(

@@ -115,7 +115,8 @@ async def test_several_events_at_once_are_stored_in_their_order(tmp_path: Path, 
 async def test_put_returns_when_the_event_is_safe(tmp_path: Path, journal: Journal) -> None:
     async with hosting(tmp_path, journal) as house:
         flag = tmp_path / "flag"
-        code = f"async def main(queue, args):\n    await queue.put({{'a': 1}})\n    Path({str(flag)!r}).touch()\n"
+        code = "async def main(queue, args):\n    await queue.put({'a': 1})\n"
+        code += f"    Path({str(flag)!r}).touch()\n"
         await house.start(write(house, code + "    await asyncio.Event().wait()\n"))
         await until(flag.exists)
         assert len(house.events) == 1
@@ -201,7 +202,8 @@ async def test_a_source_outlives_a_journal_that_is_out_of_order(tmp_path: Path) 
 
 async def test_wrong_arguments_are_not_tried_again(tmp_path: Path, journal: Journal) -> None:
     async with hosting(tmp_path, journal) as house:
-        code = "from zamu.errors import ConfigError\nasync def main(queue, args):\n    raise ConfigError('mine: x')\n"
+        code = "from zamu.errors import ConfigError\n"
+        code += "async def main(queue, args):\n    raise ConfigError('mine: x')\n"
         task = await house.start(write(house, code))
         with pytest.raises(ConfigError, match="mine: x"):
             await task

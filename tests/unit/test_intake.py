@@ -175,7 +175,7 @@ def test_one_intake_works_on_a_state_directory(house: Zamu) -> None:
 def test_the_inventory_is_followed_while_it_runs(house: Zamu) -> None:
     house.start("intake")
     house.wait_listening()
-    hosts = {"all": {"hosts": {"web1": {}, "web2": {}}}}
+    hosts: dict[str, Any] = {"all": {"hosts": {"web1": {}, "web2": {}}}}
     (house.directory / "inventory" / "hosts.yml").write_text(json.dumps(hosts))
     number = 0
 
@@ -183,6 +183,6 @@ def test_the_inventory_is_followed_while_it_runs(house: Zamu) -> None:
         nonlocal number
         number += 1
         house.post(group(alert("X", fingerprint=str(number), instance="web2")))
-        return house.events()[-1]["hosts"] == ["web2"]
+        return bool(house.events()[-1]["hosts"] == ["web2"])
 
     wait_until(known, 30, house.story)

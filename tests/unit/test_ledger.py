@@ -120,7 +120,8 @@ def test_of_two_processes_that_want_the_same_at_once_exactly_one_does_it(tmp_pat
 
         ledger = Ledger(Path(sys.argv[1]))
         sys.stdin.readline()
-        won = [ledger.claim(intent(str(n)), identity(), attempts=3, refuse=lambda _: None)[1] for n in range(60)]
+        me = identity()
+        won = [ledger.claim(intent(str(n)), me, attempts=3, refuse=lambda _: None)[1] for n in range(60)]
         print("".join("x" if one else "." for one in won), flush=True)
         sys.stdin.readline()  # stay alive, so that nothing looks killed
         ledger.close()

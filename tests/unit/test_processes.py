@@ -15,7 +15,7 @@ from zamu import processes
 type Start = Callable[[str], subprocess.Popen[str]]
 
 SLEEP = "import sys; print('up', flush=True); sys.stdin.read()"
-STUBBORN = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); sys.stdin.read()"
+STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEP}"
 
 
 @pytest.fixture
@@ -109,6 +109,25 @@ def test_ending_a_process_ends_its_children_too(start: Start) -> None:
     assert not reaper.is_alive()
     assert parent.returncode == -signal.SIGTERM
     assert not psutil.pid_exists(child.pid) or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_children_of_a_process_that_is_ended_alone_live_on(start: Start) -> None:
+    parent = start(
+        """
+        import subprocess, sys
+        subprocess.Popen(["sleep", "60"], start_new_session=True)
+        print("up", flush=True)
+        sys.stdin.read()
+        """
+    )
+    [child] = psutil.Process(parent.pid).children()
+    reaper = reap(parent)
+    processes.end(processes.identity(parent.pid))
+    reaper.join(10)
+    assert parent.returncode == -signal.SIGTERM
+    assert child.is_running()
+    assert child.status() != psutil.STATUS_ZOMBIE
+    child.kill()
 
 
 def test_what_ignores_the_polite_signal_is_killed(start: Start) -> None:
