@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The inventory's host names, and the names and addresses by which the world speaks of them."""
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -131,5 +132,8 @@ def load(path: Path, environment: dict[str, str] | None = None) -> Inventory:
 
 def stamp(path: Path) -> str:
     """Changes whenever a file of the inventory directory does."""
-    newest = [(str(file), file.stat().st_mtime_ns) for file in sorted(path.rglob("*")) if file.is_file()]
+    newest = []
+    for file in sorted(path.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):  # it was removed while we looked
+            newest.append((str(file), file.stat().st_mtime_ns))
     return json.dumps(newest)

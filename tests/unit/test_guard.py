@@ -6,7 +6,7 @@ import pytest
 
 from unit.helpers import gate_settings, intent
 from zamu.event import timestamp
-from zamu.gate.guard import refuse
+from zamu.gate import guard
 from zamu.gate.settings import NO_HOST, Policy, Settings
 from zamu.ledger import Intent, Status
 from zamu.ledger.sqlite import Ledger
@@ -16,6 +16,10 @@ from zamu.processes import identity
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return gate_settings(tmp_path, policies={"quick": Policy(0.0, [])})
+
+
+def refuse(wanted: Intent, settings: Settings, ledger: Ledger) -> str | None:
+    return guard.refuse(wanted, settings) or guard.refuse_now(wanted, settings, ledger)
 
 
 def claim(ledger: Ledger, settings: Settings, wanted: Intent) -> tuple[Status, str | None]:

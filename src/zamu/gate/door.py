@@ -63,12 +63,13 @@ def _pass(settings: Settings, arguments: list[str]) -> int:
 
 def see_through(settings: Settings, ledger: Ledger, intent: Intent) -> Run:
     """Have `intent` done once: begin its run, or wait for the one that there is; returns its end."""
+    refusal = guard.refuse(intent, settings)
     while True:
         run, ours = ledger.claim(
             intent,
             processes.identity(),
             attempts=settings.max_attempts,
-            refuse=lambda history: guard.refuse(intent, settings, history),
+            refuse=lambda history: refusal or guard.refuse_now(intent, settings, history),
         )
         ring(State(Path(settings.state)).bells, "ledger")
         if ours:

@@ -14,10 +14,10 @@ from zamu.ledger.sqlite import Ledger
 _EXACT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
 
 
-def refuse(intent: Intent, settings: Settings, ledger: Ledger) -> str | None:
-    """Why `intent` may not be done, as a sentence; None when it may.
+def refuse(intent: Intent, settings: Settings) -> str | None:
+    """Why `intent` may never be done as it stands, as a sentence; None when it may.
 
-    Called inside the ledger's `claim`, so what it reads of history cannot change meanwhile.
+    It may have to read the inventory, which takes its time.
     """
     if intent.playbook in TELLING:
         return None  # it needs no host, and nothing follows from it
@@ -26,7 +26,17 @@ def refuse(intent: Intent, settings: Settings, ledger: Ledger) -> str | None:
             f"This would be run {intent.depth + 1} in a chain of runs that set each other off; "
             f"at most {settings.max_depth} may follow each other."
         )
-    return _hosts(intent, settings) or _cooldown(intent, settings, ledger)
+    return _hosts(intent, settings)
+
+
+def refuse_now(intent: Intent, settings: Settings, ledger: Ledger) -> str | None:
+    """Why `intent` may not be done now, judged by what was done before.
+
+    Called inside the ledger's `claim`, so that this history cannot change meanwhile.
+    """
+    if intent.playbook in TELLING:
+        return None
+    return _cooldown(intent, settings, ledger)
 
 
 def _hosts(intent: Intent, settings: Settings) -> str | None:

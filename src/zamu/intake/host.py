@@ -70,8 +70,8 @@ class JournalQueue:
         except ValueError as error:
             raise JournalError(f"An event of {self._source.id} cannot be stored: {error}.") from error
         meta = dict(event.get("meta") or {})
-        meta.setdefault("source", {"name": self._source.id, "type": self._source.plugin})
-        meta.setdefault("received_at", now())
+        meta["source"] = {"name": self._source.id, "type": self._source.plugin}
+        meta["received_at"] = now()
         if "uuid" not in meta and "identity" not in meta:
             meta["uuid"] = str(uuid.uuid4())
         spoken = meta.pop("hosts", [])

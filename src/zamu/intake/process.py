@@ -5,7 +5,6 @@ import asyncio
 import logging
 import os
 import socket
-from typing import Any
 
 from zamu import inventory
 from zamu.ansible import ansible_environment
@@ -84,8 +83,8 @@ class Intake:
             self._troubles.pop(source, None)
         else:
             self._troubles[source] = reason
-        if before != reason and self._state.status("intake") not in (None, {"state": "starting"}):
-            found: dict[str, Any] = dict(self._state.status("intake") or {})
+        found = self._state.status("intake")
+        if before != reason and found is not None and found.get("state") == "ready":
             self._state.say("intake", **{**found, "sources": self._troubles})
 
     async def _refresh_inventory(self) -> None:
