@@ -5,8 +5,8 @@ import configparser
 import os
 from pathlib import Path
 
-from zamu.config import Config
-from zamu.rulebooks import COLLECTION, HOME
+from zamu.config import HOME, Config
+from zamu.rulebooks import COLLECTION
 from zamu.state import State
 
 _DEFAULT_COLLECTIONS = ["~/.ansible/collections", "/usr/share/ansible/collections"]

@@ -25,6 +25,10 @@ from zamu.errors import ConfigError
 from zamu.secrets import VAULT_HEADER, Secret
 
 DEFAULT_FILE = Path("zamu.yml")
+#: The directory of this repository: its rulebooks, playbooks and inventory are what is used by default.
+HOME = Path(__file__).resolve().parents[2]
+#: Keys that name a part of a house, each with the default of the directory of its name.
+_CONTENT = ("rulebooks", "event_sources", "event_filters", "playbooks", "inventory", "ansible_config")
 
 #: So long ago that nothing is older, and still a date.
 _LONGEST = timedelta(days=36_500)
@@ -143,7 +147,10 @@ class Notify(_Section):
 
 
 class Config(_Section):
-    """All of zamu.yml. Paths are relative to the file, or to the working directory without one."""
+    """All of zamu.yml. Paths are relative to the file, or to the working directory without one.
+
+    What is not named is looked for there, too, and if it is not there either, zamu's own is used.
+    """
 
     rulebooks: Path = Path("rulebooks")
     event_sources: Path = Path("event_sources")
@@ -163,15 +170,11 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _anchor(self) -> "Config":
-        for name in (
-            "rulebooks",
-            "event_sources",
-            "event_filters",
-            "playbooks",
-            "inventory",
-            "ansible_config",
-        ):
-            object.__setattr__(self, name, (self.root / getattr(self, name)).resolve())
+        for name in _CONTENT:
+            path = (self.root / getattr(self, name)).resolve()
+            if name not in self.model_fields_set and not path.exists():
+                path = HOME / getattr(self, name)
+            object.__setattr__(self, name, path)
         if self.intake.tls is not None:
             for name in ("certificate", "key"):
                 path = (self.root / getattr(self.intake.tls, name)).resolve()

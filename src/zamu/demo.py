@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 import yaml
 
+from zamu.config import HOME
 from zamu.errors import ZamuError
 from zamu.ledger import Status
 from zamu.ledger.sqlite import Ledger
-from zamu.rulebooks import HOME
 from zamu.state import State
 from zamu.status.health import health
 

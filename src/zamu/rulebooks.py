@@ -12,13 +12,12 @@ from typing import Any
 
 import yaml
 
+from zamu.config import HOME
 from zamu.errors import RulebookError
 from zamu.journal import Consumer
 
 #: Our collection; its plugins, playbooks and roles are found in this repository.
 COLLECTION = "boma.zamu"
-#: The directory of this repository, which is the collection.
-HOME = Path(__file__).resolve().parents[2]
 
 _NOT_PLUGINS = {"name", "filters"}
 

@@ -10,7 +10,7 @@ from ansible.parsing.vault import VaultLib, VaultSecret
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zamu.config import Config, Intake, load, parse_duration
+from zamu.config import HOME, Config, Intake, load, parse_duration
 from zamu.errors import ConfigError
 
 CLEAR = "hunter2-in-the-clear"
@@ -40,7 +40,7 @@ def refusal(path: Path) -> str:
 def test_without_a_file_everything_has_a_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = load(None)
-    assert config.rulebooks == tmp_path / "rulebooks"
+    assert config.rulebooks == HOME / "rulebooks"
     assert config.intake.address == ("127.0.0.1", 8470)
     assert config.intake.keep_events == timedelta(days=90)
     assert config.engine.max_runs == 8
@@ -61,6 +61,7 @@ def test_zamu_yml_of_the_working_directory_is_found(write: Write, monkeypatch: p
 
 def test_paths_are_relative_to_the_file(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write("rulebooks: my/rules\ninventory: /etc/inventory\n")
+    (path.parent / "playbooks").mkdir()
     monkeypatch.chdir("/")
     config = load(path)
     assert config.rulebooks == path.parent / "my" / "rules"
@@ -314,3 +315,19 @@ def test_secrets_are_shown_by_nothing_that_prints_the_configuration(
             assert "s3cr3t" not in text
             assert "the password" not in text
             assert "ANSIBLE_VAULT" not in text
+
+
+def test_what_a_house_does_not_have_is_taken_from_zamu_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rulebooks").mkdir()
+    config = load(None)
+    assert config.rulebooks == tmp_path / "rulebooks"
+    assert config.inventory == HOME / "inventory" / "demo"
+    assert config.event_sources == HOME / "event_sources"
+
+
+def test_what_is_named_has_to_be_there(write: Write) -> None:
+    path = write("rulebooks: mine\n")
+    assert load(path).rulebooks == path.parent / "mine"
