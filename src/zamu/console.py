@@ -131,9 +131,8 @@ class Console:
     def _line(self, kind: str, words: str, style: str = "") -> None:
         moment = datetime.now().astimezone().strftime("%H:%M:%S")
         style = "red" if style == "dead" else style
-        self._terminal.print(
-            Text(f"{moment}  {kind:<6} ", style="dim") + Text(printable(words, 500), style=style)
-        )
+        line = Text.assemble((f"{moment}  {kind:<6} ", "dim"), (printable(words, 500), style))
+        self._terminal.print(line)
 
 
 def _floor[State: str](floor: int, seen: dict[int, State], over: Set[State]) -> int:
