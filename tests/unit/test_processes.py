@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import signal
 import subprocess
 import sys
 import threading
