@@ -225,6 +225,10 @@ class Zamu:
                 return process
         return None
 
+    def children(self, part: str) -> list[psutil.Process]:
+        """The processes that a part started itself."""
+        return psutil.Process(self._parts[part].pid).children()
+
     def kill_engine(self) -> None:
         """SIGKILL to ansible-rulebook itself."""
         engine = wait_until(lambda: self.process("--persistence-id"), 10, self.story)

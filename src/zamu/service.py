@@ -33,7 +33,7 @@ _END_PATIENCE = 20
 
 def run_intake(config: Config, state: State) -> int:
     """The process `zamu intake`."""
-    handle = _begin(state, "intake")
+    _begin(state, "intake")
     journal = Journal(state.journal)
     rulebooks = load(config.rulebooks, config.sources)
     intake = Intake(config, state, rulebooks, journal, routes(state, journal))
@@ -41,12 +41,11 @@ def run_intake(config: Config, state: State) -> int:
         return _until_signalled(intake.run())
     finally:
         journal.close()
-        del handle
 
 
 def run_engine(config: Config, state: State) -> int:
     """The process `zamu engine`: the rules engine's supervisor, and the outbox's sender."""
-    handle = _begin(state, "engine")
+    _begin(state, "engine")
     supervisor = Supervisor(config, state, load(config.rulebooks, config.sources))
     outbox = Outbox(config, state)
 
@@ -55,10 +54,7 @@ def run_engine(config: Config, state: State) -> int:
             tasks.create_task(supervisor.run())
             tasks.create_task(outbox.run())
 
-    try:
-        return _until_signalled(both())
-    finally:
-        del handle
+    return _until_signalled(both())
 
 
 def run_all(config: Config, state: State, options: list[str]) -> int:
@@ -68,7 +64,7 @@ def run_all(config: Config, state: State, options: list[str]) -> int:
     """
     state.create()
     load(config.rulebooks, config.sources)  # refused here, before anything starts
-    handle = state.lock("run")
+    state.lock("run")
     os.environ[SHOWN] = "1"
     console = Console(state)
 
@@ -79,10 +75,7 @@ def run_all(config: Config, state: State, options: list[str]) -> int:
             tasks.create_task(console.follow())
             tasks.create_task(_introduce(config, state))
 
-    try:
-        return _until_signalled(everything())
-    finally:
-        del handle
+    return _until_signalled(everything())
 
 
 async def _introduce(config: Config, state: State) -> None:
@@ -102,7 +95,11 @@ class PartEnded(Exception):
 async def _keep(part: str, options: list[str]) -> None:
     """Run a part as a child, and start it again when it ends."""
 
+    lives = 0
+
     async def live() -> None:
+        nonlocal lives
+        lives += 1
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -117,7 +114,7 @@ async def _keep(part: str, options: list[str]) -> None:
         except asyncio.CancelledError:
             await processes.end_child(child, _END_PATIENCE)
             raise
-        if code == REFUSED:
+        if code == REFUSED and lives == 1:  # later it may pass: an inventory that is being edited
             raise ZamuError(f"The {part} cannot start; its reason stands above.")
         raise PartEnded(f"The {part} ended with {code}.")
 
@@ -127,9 +124,9 @@ async def _keep(part: str, options: list[str]) -> None:
     await keep_running(live, failed=failed, final=(ZamuError,), longest=30)
 
 
-def _begin(state: State, part: str) -> int:
+def _begin(state: State, part: str) -> None:
     state.create()
-    return state.lock(part)
+    state.lock(part)
 
 
 def _until_signalled(work: Coroutine[Any, Any, None]) -> int:

@@ -177,3 +177,18 @@ def test_sources_work_under_plain_ansible_rulebook(tmp_path: Path) -> None:
         wait_until(accepted, 60, lambda: "the plain engine does not listen")
         output, _ = engine.communicate(timeout=60)
     assert "heard Plain" in output
+
+
+def test_an_inventory_that_breaks_later_does_not_end_zamu(tmp_path: Path) -> None:
+    with Zamu(tmp_path / "zamu", hosts={"web1": LOCAL}) as zamu:
+        zamu.start("run")
+        zamu.wait_ready()
+        inventory = zamu.directory / "inventory" / "hosts.yml"
+        good = inventory.read_text()
+        inventory.write_text("all: [")
+        supervisor = next(process for process in zamu.children("run") if process.cmdline()[-1] == "engine")
+        supervisor.kill()
+        wait_until(lambda: "The inventory" in log(zamu), 30, zamu.story)
+        assert zamu.post(group(alert("SystemdUnitFailed", instance="web1", name="x.service")))[0] == 202
+        inventory.write_text(good)
+        zamu.wait_ready()
