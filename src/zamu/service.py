@@ -94,7 +94,6 @@ class PartEnded(Exception):
 
 async def _keep(part: str, options: list[str]) -> None:
     """Run a part as a child, and start it again when it ends."""
-
     lives = 0
 
     async def live() -> None:

@@ -109,6 +109,16 @@ def fire(
     return send
 
 
+def under_way(zamu: Zamu, host: LabHost, fire: Callable[[], Alertmanager]) -> float:
+    """Bring a repair to where its playbook runs; returns the moment at which the unit failed."""
+    zamu.start("intake", "engine")
+    zamu.wait_ready()
+    since = broken(host)
+    fire()
+    zamu.wait_for_run(RESTART, "running")
+    return since
+
+
 def test_an_alert_repairs_the_host_and_the_operator_is_told(
     zamu: Zamu, lab_host: LabHost, fire: Callable[[], Alertmanager], mailbox: tuple[Mailbox, int]
 ) -> None:
@@ -159,11 +169,7 @@ def test_the_engine_is_killed_between_alert_and_run(
 def test_the_engine_is_killed_during_the_playbook(
     zamu: Zamu, lab_host: LabHost, fire: Callable[[], Alertmanager]
 ) -> None:
-    zamu.start("intake", "engine")
-    zamu.wait_ready()
-    since = broken(lab_host)
-    fire()
-    zamu.wait_for_run(RESTART, "running")
+    since = under_way(zamu, lab_host, fire)
     zamu.kill_engine()
     run_once_and_verified(zamu, lab_host, since)
 
@@ -197,11 +203,7 @@ def kill_at_first_event(zamu: Zamu) -> None:
 def test_all_of_zamu_is_killed_during_the_playbook(
     zamu: Zamu, lab_host: LabHost, fire: Callable[[], Alertmanager]
 ) -> None:
-    zamu.start("intake", "engine")
-    zamu.wait_ready()
-    since = broken(lab_host)
-    fire()
-    zamu.wait_for_run(RESTART, "running")
+    since = under_way(zamu, lab_host, fire)
     zamu.kill_all()
     zamu.start("intake", "engine")
     run_once_and_verified(zamu, lab_host, since)
@@ -210,11 +212,7 @@ def test_all_of_zamu_is_killed_during_the_playbook(
 def test_a_killed_playbook_is_done_again_and_says_interrupted(
     zamu: Zamu, lab_host: LabHost, fire: Callable[[], Alertmanager]
 ) -> None:
-    zamu.start("intake", "engine")
-    zamu.wait_ready()
-    since = broken(lab_host)
-    fire()
-    zamu.wait_for_run(RESTART, "running")
+    since = under_way(zamu, lab_host, fire)
     playbook = wait_until(lambda: zamu.process("ansible-playbook", "--limit"), 30, zamu.story)
     playbook.kill()
     # The precondition is checked again: a unit that the killed playbook had already started stays.
