@@ -20,38 +20,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from results import save
 
-from harness import Zamu, alert, group, wait_until
+from harness import Zamu, alert, group, line_writer, wait_until
 
 RATE = 20
 ACTING = 20
 VICTIMS = ("intake", "engine", "supervisor", "playbook", "all")
-PLAYBOOK = "write_line"
-
-RULEBOOK: list[dict[str, Any]] = [
-    {
-        "name": "Torture",
-        "hosts": "all",
-        "sources": [{"name": "alertmanager", "alertmanager": {}}],
-        "rules": [
-            {
-                "name": "Write a line",
-                "condition": 'event.alert.labels.act == "yes"',
-                "action": {
-                    "run_playbook": {
-                        "name": PLAYBOOK,
-                        "extra_vars": {"line": "{{ event.alert.fingerprint }}"},
-                    }
-                },
-            }
-        ],
-    }
-]
 
 
 class Sender(threading.Thread):
@@ -90,35 +67,6 @@ class Sender(threading.Thread):
     def finish(self) -> None:
         self._stop_asked.set()
         self.join()
-
-
-def prepare(directory: Path) -> Zamu:
-    local = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
-    zamu = Zamu(
-        directory / "zamu",
-        hosts={"web1": local},
-        rulebooks={"torture.yml": RULEBOOK},
-        config={"guard": {"actions": {PLAYBOOK: {"cooldown": "0s"}}}, "engine": {"max_runs": 2}},
-    )
-    lines = directory / "lines"
-    write = {
-        "name": "Write the line",
-        "ansible.builtin.raw": f"echo {{{{ line | quote }}}} >> {lines}",
-        "changed_when": True,
-    }
-    look = {"name": "Look for the line", "ansible.builtin.raw": f"grep -qx {{{{ line | quote }}}} {lines}"}
-    for role, tasks in {"write_line": [write], "verify_line": [{**look, "changed_when": False}]}.items():
-        home = zamu.directory / "playbooks" / "roles" / role / "tasks"
-        home.mkdir(parents=True)
-        (home / "main.yml").write_text(yaml.safe_dump(tasks))
-    play = {
-        "name": "A line is written",
-        "hosts": "all",
-        "gather_facts": False,
-        "roles": [{"role": "write_line"}, {"role": "verify_line"}],
-    }
-    (zamu.directory / "playbooks" / f"{PLAYBOOK}.yml").write_text(yaml.safe_dump([play]))
-    return zamu
 
 
 def kill(zamu: Zamu, victim: str) -> None:
@@ -167,7 +115,7 @@ def count(zamu: Zamu, sender: Sender, lines: Path) -> dict[str, int]:
 
 def torture(rounds: int, seed: int) -> dict[str, int]:
     dice = random.Random(seed)
-    with tempfile.TemporaryDirectory(prefix="zamu-torture-") as name, prepare(Path(name)) as zamu:
+    with tempfile.TemporaryDirectory(prefix="zamu-torture-") as name, line_writer(Path(name)) as zamu:
         zamu.start("intake", "engine")
         zamu.wait_ready()
         sender = Sender(zamu)

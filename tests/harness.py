@@ -22,6 +22,26 @@ ROOT = Path(__file__).resolve().parents[1]
 READY = 60
 STARTS_AT = "2026-11-22T20:00:00Z"
 
+LINE_RULEBOOK: list[dict[str, Any]] = [
+    {
+        "name": "Torture",
+        "hosts": "all",
+        "sources": [{"name": "alertmanager", "alertmanager": {}}],
+        "rules": [
+            {
+                "name": "Write a line",
+                "condition": 'event.alert.labels.act == "yes"',
+                "action": {
+                    "run_playbook": {
+                        "name": "write_line",
+                        "extra_vars": {"line": "{{ event.alert.fingerprint }}"},
+                    }
+                },
+            }
+        ],
+    }
+]
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -294,3 +314,36 @@ def _parents(process: psutil.Process) -> list[psutil.Process]:
         return process.parents()
     except psutil.NoSuchProcess:
         return []
+
+
+def line_writer(directory: Path) -> Zamu:
+    """A zamu with one rule, one host and one playbook, `write_line`, that writes into `directory`/lines.
+
+    An alert named Torture with the label act=yes sets it off; the line is the alert's fingerprint.
+    """
+    local = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
+    zamu = Zamu(
+        directory / "zamu",
+        hosts={"web1": local},
+        rulebooks={"torture.yml": LINE_RULEBOOK},
+        config={"guard": {"actions": {"write_line": {"cooldown": "0s"}}}, "engine": {"max_runs": 2}},
+    )
+    lines = directory / "lines"
+    write = {
+        "name": "Write the line",
+        "ansible.builtin.raw": f"echo {{{{ line | quote }}}} >> {lines}",
+        "changed_when": True,
+    }
+    look = {"name": "Look for the line", "ansible.builtin.raw": f"grep -qx {{{{ line | quote }}}} {lines}"}
+    for role, tasks in {"write_line": [write], "verify_line": [{**look, "changed_when": False}]}.items():
+        home = zamu.directory / "playbooks" / "roles" / role / "tasks"
+        home.mkdir(parents=True)
+        (home / "main.yml").write_text(yaml.safe_dump(tasks))
+    play = {
+        "name": "A line is written",
+        "hosts": "all",
+        "gather_facts": False,
+        "roles": [{"role": "write_line"}, {"role": "verify_line"}],
+    }
+    (zamu.directory / "playbooks" / "write_line.yml").write_text(yaml.safe_dump([play]))
+    return zamu

@@ -15,7 +15,7 @@ import yaml
 from harness import ROOT, wait_until
 from unit.helpers import gate_settings, moment
 from zamu.gate import door
-from zamu.gate.settings import ACTION_KEY, NO_HOST, VARIABLE, Policy, Settings
+from zamu.gate.settings import ACTION_KEY, NO_HOST, RECORDED, VARIABLE, Policy, Settings
 from zamu.ledger import Run, Status
 from zamu.ledger.sqlite import Ledger
 
@@ -163,14 +163,14 @@ def test_a_playbook_whose_worker_was_killed_is_done_again(gate: Gate) -> None:
 
 def test_a_playbook_that_is_always_killed_fails_in_the_end(gate: Gate) -> None:
     gate.behave("os.kill(os.getpid(), signal.SIGKILL)")
-    assert gate.call(gate.variables()) == 1
+    assert gate.call(gate.variables()) == RECORDED
     assert [run.status for run in gate.runs] == [Status.INTERRUPTED, Status.FAILED]
     assert gate.runs[-1].reason == "The playbook was killed 2 times and is not tried again."
 
 
 def test_a_playbook_that_nothing_verified_has_failed_and_names_the_hosts(gate: Gate) -> None:
     gate.behave('did("web1"); did("web2", role="restart_unit"); did("web2", status="skipped")')
-    assert gate.call(gate.variables(), "web1,web2") == 1
+    assert gate.call(gate.variables(), "web1,web2") == RECORDED
     [run] = gate.runs
     assert (run.status, run.verified) == (Status.FAILED, False)
     assert str(run.reason).startswith("Not verified on web2: ")
@@ -178,13 +178,13 @@ def test_a_playbook_that_nothing_verified_has_failed_and_names_the_hosts(gate: G
 
 def test_a_playbook_that_failed_says_which_task_and_why(gate: Gate) -> None:
     gate.behave('did("web1"); did("web1", status="failed", text="unit not found"); sys.exit(2)')
-    assert gate.call(gate.variables()) == 1
+    assert gate.call(gate.variables()) == RECORDED
     assert gate.runs[0].reason == "Ask (web1): unit not found"
 
 
 def test_a_playbook_that_failed_without_a_task_names_its_log(gate: Gate) -> None:
     gate.behave('print("what Ansible said"); sys.exit(4)')
-    assert gate.call(gate.variables()) == 1
+    assert gate.call(gate.variables()) == RECORDED
     [run] = gate.runs
     assert run.reason == f"ansible-playbook ended with 4; see logs/run-{run.id}.log."
     assert "what Ansible said" in (gate.directory / "state" / "logs" / f"run-{run.id}.log").read_text()
@@ -192,7 +192,7 @@ def test_a_playbook_that_failed_without_a_task_names_its_log(gate: Gate) -> None
 
 def test_a_playbook_that_takes_too_long_is_ended(gate: Gate) -> None:
     gate.behave("time.sleep(60)", run_timeout=0.5)
-    assert gate.call(gate.variables()) == 1
+    assert gate.call(gate.variables()) == RECORDED
     assert (gate.runs[0].status, gate.runs[0].reason) == (
         Status.FAILED,
         "The playbook took longer than 0 s and was ended.",
@@ -201,7 +201,7 @@ def test_a_playbook_that_takes_too_long_is_ended(gate: Gate) -> None:
 
 def test_without_ansible_the_run_has_failed(gate: Gate) -> None:
     (gate.directory / "ansible-playbook").unlink()
-    assert gate.call(gate.variables()) == 1
+    assert gate.call(gate.variables()) == RECORDED
     assert str(gate.runs[0].reason).startswith("Ansible could not be started: ")
 
 
@@ -252,7 +252,7 @@ DENIED: list[tuple[str, Callable[[Gate], list[str]], str]] = [
 def test_what_the_gate_does_not_understand_is_denied_and_recorded(
     gate: Gate, capsys: pytest.CaptureFixture[str], call: Callable[[Gate], list[str]], words: str
 ) -> None:
-    assert door.main(call(gate)) == 1
+    assert door.main(call(gate)) == RECORDED
     [run] = gate.runs
     assert run.status is Status.DENIED
     assert str(run.reason).startswith("not understood: ")
@@ -277,7 +277,7 @@ def test_what_the_gate_does_not_understand_is_denied_and_recorded(
     ],
 )
 def test_a_call_for_hosts_that_are_not_exactly_known_is_denied(gate: Gate, limit: str, words: str) -> None:
-    assert gate.call(gate.variables(), limit) == 1
+    assert gate.call(gate.variables(), limit) == RECORDED
     [run] = gate.runs
     assert run.status is Status.DENIED
     assert words in str(run.reason)
@@ -300,7 +300,7 @@ def test_the_target_is_the_hosts_and_what_the_policy_names(gate: Gate) -> None:
             ("e4", "nginx", "web2"),
         )
     ]
-    assert codes == [0, 1, 0, 0]
+    assert codes == [0, RECORDED, 0, 0]
     assert str(gate.runs[1].reason).startswith("cooldown: mend acted here")
 
 
@@ -313,7 +313,7 @@ def test_the_depth_of_a_run_is_that_of_its_deepest_event(gate: Gate) -> None:
     told = {"ruleset": "R", "rule": "r", "events": events}
     action = {"playbook": "mend", "path": "/mend.yml"}
     variables = gate.file(yaml.safe_dump({"ansible_eda": told, ACTION_KEY: action}))
-    assert gate.call(variables) == 1
+    assert gate.call(variables) == RECORDED
     [run] = gate.runs
     assert (run.intent.depth, run.intent.events) == (3, ["a", "b"])
     assert "in a chain of runs" in str(run.reason)
@@ -369,7 +369,7 @@ def test_an_inventory_that_cannot_be_read_lets_nothing_through(gate: Gate) -> No
     hosts = gate.directory / "inventory" / "hosts.yml"
     variables = gate.variables()
     hosts.write_text("{ broken")
-    assert gate.call(variables) == 1
+    assert gate.call(variables) == RECORDED
     assert gate.calls == []
     [run] = gate.runs
     assert run.status is Status.DENIED
@@ -386,6 +386,6 @@ def test_the_module_is_a_program_with_the_same_exit_codes(gate: Gate) -> None:
         timeout=30,
         check=False,
     )
-    assert done.returncode == 1
+    assert done.returncode == RECORDED
     assert done.stderr.startswith("zamu: not understood: ")
     assert moment(minutes=1) < gate.runs[0].created_at

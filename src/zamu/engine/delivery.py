@@ -20,6 +20,7 @@ from drools.ruleset import session_stats
 
 from zamu import processes
 from zamu.doorbell import Doorbell, ring
+from zamu.engine.actions import see_actions_through
 from zamu.event import Event
 from zamu.journal.sqlite import Journal
 from zamu.ledger.sqlite import Ledger
@@ -39,6 +40,7 @@ async def deliver(queue: asyncio.Queue[Any], args: dict[str, Any]) -> None:
     """Deliver to one ruleset what one source put into the journal. Never returns."""
     _leave_vault_text_alone()
     state = State(Path(os.environ["ZAMU_STATE"]))
+    see_actions_through(state)
     delivery = _Delivery(state, queue, args)
     await _rules_are_loaded(args["ruleset"])
     delivery.journal.attach(args["ruleset"], args["source"], processes.identity())

@@ -13,7 +13,7 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +22,7 @@ from zamu.doorbell import ring
 from zamu.errors import ZamuError
 from zamu.event import printable
 from zamu.gate import guard, inert
-from zamu.gate.settings import ACTION_KEY, NO_HOST, TELLING, Settings, load
+from zamu.gate.settings import ACTION_KEY, NO_HOST, RECORDED, TELLING, Settings, load
 from zamu.ledger import Intent, Message, Run, Status
 from zamu.ledger.sqlite import Ledger
 from zamu.state import State
@@ -36,7 +36,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Stand in for `ansible-playbook`. Returns its exit code: 0 only for a successful run."""
+    """Stand in for `ansible-playbook`. Returns 0 for a successful run, `RECORDED` for any other.
+
+    1 says that the ledger does not know of it, so that whoever called may call again.
+    """
     try:
         settings = load()
         return _pass(settings, list(sys.argv[1:] if arguments is None else arguments))
@@ -55,10 +58,11 @@ def _pass(settings: Settings, arguments: list[str]) -> int:
             reason = f"not understood: {printable(error)}"
             ledger.claim(intent, processes.identity(), attempts=1, refuse=lambda _: reason)
             ring(state.bells, "ledger")
-            raise ZamuError(reason) from error
+            print(f"zamu: {reason}", file=sys.stderr)
+            return RECORDED
         run = see_through(settings, ledger, intent)
     print(f"zamu: {intent.playbook}: {run.status}. {run.reason or ''}".rstrip())
-    return 0 if run.status is Status.SUCCESSFUL else 1
+    return 0 if run.status is Status.SUCCESSFUL else RECORDED
 
 
 def see_through(settings: Settings, ledger: Ledger, intent: Intent) -> Run:
@@ -140,9 +144,9 @@ def _read(settings: Settings, arguments: list[str]) -> Intent:
         raise ZamuError("This playbook was not started by a rulebook that zamu composed.")
     playbook, path = str(action["playbook"]), str(action["path"])
     hosts = sorted({host for host in call.limit.split(",") if host and host != NO_HOST})
-    events = _events(told)
+    events = metas(told["events"].values() if "events" in told else [told.get("event")])
     return Intent(
-        key=_digest(
+        key=digest(
             [
                 sorted(event["uuid"] for event in events),
                 told["ruleset"],
@@ -157,24 +161,24 @@ def _read(settings: Settings, arguments: list[str]) -> Intent:
         playbook=playbook,
         path=path,
         hosts=hosts,
-        target=_digest([hosts, [variables.get(name) for name in settings.policy(playbook).target]]),
+        target=digest([hosts, [variables.get(name) for name in settings.policy(playbook).target]]),
         variables=variables,
         depth=max((int(event.get("depth", 0)) for event in events), default=0),
     )
 
 
-def _events(told: dict[str, Any]) -> list[dict[str, Any]]:
-    """The `meta` of the events that a rule matched."""
-    matched = list(told["events"].values()) if "events" in told else [told.get("event")]
-    metas = [event["meta"] for event in matched if isinstance(event, dict) and "meta" in event]
-    return [meta for meta in metas if isinstance(meta.get("uuid"), str)]
+def metas(matched: Iterable[Any]) -> list[dict[str, Any]]:
+    """The `meta` of each of these events that has one with a uuid."""
+    found = [event["meta"] for event in matched if isinstance(event, dict) and "meta" in event]
+    return [meta for meta in found if isinstance(meta.get("uuid"), str)]
 
 
 def _unreadable(arguments: list[str]) -> Intent:
-    digest = _digest(arguments)
-    return Intent(digest, [], "", "", printable(arguments[-1] if arguments else ""), "", [], digest, {})
+    key = digest(arguments)
+    return Intent(key, [], "", "", printable(arguments[-1] if arguments else ""), "", [], key, {})
 
 
-def _digest(parts: list[Any]) -> str:
+def digest(parts: list[Any]) -> str:
+    """One name for what these parts say."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()

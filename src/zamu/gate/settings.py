@@ -23,6 +23,11 @@ NO_HOST = "zamu-no-host"
 TELLING = frozenset({"boma.zamu.notify"})
 
 
+#: The gate's exit code when an intent is in the ledger, and did not end well. Every other code but 0
+#: says that the intent did not come as far as the ledger.
+RECORDED = 3
+
+
 @dataclass(frozen=True)
 class Policy:
     """The guard's policy for one playbook."""

@@ -106,27 +106,18 @@ class Ledger:
                 return last, False
             reason = refuse(self) if last is None else None
             attempt = 1 if last is None else last.attempt + 1
-            run_id = str(uuid.uuid4())
-            self._connection.execute(
-                "INSERT INTO runs (id, key, attempt, playbook, target, intent, status, process, "
-                "created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    run_id,
-                    intent.key,
-                    attempt,
-                    intent.playbook,
-                    intent.target,
-                    json.dumps(asdict(intent)),
-                    Status.WAITING,
-                    process,
-                    now(),
-                ),
-            )
+            run_id = self._insert(intent, attempt, process)
             if reason is not None:
                 self._finish(run_id, Status.DENIED, reason)
             found = self._get(run_id)
             assert found is not None  # it was inserted in this transaction
             return found, reason is None
+
+    def fail(self, intent: Intent, reason: str) -> None:
+        """Write down that `intent` failed before it became a run; once for an intent."""
+        with self._lock, transaction(self._connection):
+            if self._last(intent.key) is None:
+                self._finish(self._insert(intent, 1, None), Status.FAILED, reason)
 
     def start(self, run_id: str, process: str) -> bool:
         """The run's own process takes it over; False when the run is no longer there to take."""
@@ -275,6 +266,25 @@ class Ledger:
             "WHERE id = ? AND finished_at IS NULL",
             (status, verified, reason, now(), run_id),
         )
+
+    def _insert(self, intent: Intent, attempt: int, process: str | None) -> str:
+        run_id = str(uuid.uuid4())
+        self._connection.execute(
+            "INSERT INTO runs (id, key, attempt, playbook, target, intent, status, process, "
+            "created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                run_id,
+                intent.key,
+                attempt,
+                intent.playbook,
+                intent.target,
+                json.dumps(asdict(intent)),
+                Status.WAITING,
+                process,
+                now(),
+            ),
+        )
+        return run_id
 
     def _last(self, key: str) -> Run | None:
         row = self._connection.execute(

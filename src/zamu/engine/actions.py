@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sees to it that what a rule decided reaches the gate, or is written down as failed.
+
+The engine forgets an action that fails before its playbook starts (a variable that its arguments
+name does not exist, the gate was killed) with one line in its log. Here such an action is tried
+again, and what never reaches the gate becomes a failed run in the ledger.
+"""
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from copy import copy
+from types import MappingProxyType
+from typing import Any
+
+from ansible_rulebook.action.control import Control
+from ansible_rulebook.action.metadata import Metadata
+from ansible_rulebook.action.run_playbook import RunPlaybook
+from ansible_rulebook.exception import ShutdownException
+from ansible_rulebook.rule_set_runner import ACTION_CLASSES, COMPLETED_STATUSES, RuleSetRunner
+from jinja2 import Undefined, UndefinedError
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+from zamu.doorbell import ring
+from zamu.event import printable
+from zamu.gate.door import digest, metas
+from zamu.gate.settings import ACTION_KEY, RECORDED
+from zamu.ledger import Intent
+from zamu.ledger.sqlite import Ledger
+from zamu.state import State
+
+log = logging.getLogger("zamu.engine.actions")
+
+#: How often an action is begun before it is given up.
+ATTEMPTS = 3
+_LONGEST_PAUSE = 60
+
+type _Call = Callable[..., Awaitable[None]]
+
+
+class NotAtTheGate(Exception):
+    """The action ended, and the gate did not write it into the ledger."""
+
+
+class _Audit:
+    """Stands in for the engine's queue of audit messages, and keeps how one action ended."""
+
+    maxsize = 0
+
+    def __init__(self) -> None:
+        self.code: int | None = None
+        self.error: str | None = None
+
+    async def put(self, message: Mapping[str, Any]) -> None:
+        if message.get("type") == "Action":
+            self.code = message.get("rc", self.code)
+            self.error = message.get("message", self.error)
+
+
+class _RunPlaybook(RunPlaybook):  # type: ignore[misc]
+    """The engine's action, which does not take a value that is missing for one that is there."""
+
+    def __init__(self, metadata: Metadata, control: Control, **arguments: Any) -> None:
+        _all_defined(arguments)
+        super().__init__(metadata, control, **arguments)
+
+
+def _all_defined(value: Any, name: str = "") -> None:
+    """Raises jinja2's UndefinedError, which says what is missing, with the argument's name."""
+    if isinstance(value, Undefined):
+        try:
+            str(value)
+        except UndefinedError as error:
+            raise UndefinedError(f"{name}: {error}") from None
+    elif isinstance(value, Mapping):
+        for key, child in value.items():
+            _all_defined(child, str(key))
+    elif isinstance(value, list | tuple):
+        for child in value:
+            _all_defined(child, name)
+
+
+def see_actions_through(state: State) -> None:
+    """Put ourselves between the engine's rules and their playbooks, once in the engine's process."""
+    own: _Call = RuleSetRunner._call_action  # the engine has no public place for it
+    if getattr(own, "by_zamu", False):
+        return
+    ledger = Ledger(state.ledger)
+
+    async def call(
+        runner: RuleSetRunner,
+        metadata: Metadata,
+        action: str,
+        arguments: Mapping[str, Any],
+        *match: Any,
+    ) -> None:
+        if action == "run_playbook" and not _ended_before(metadata):
+            await _run_playbook(own, state, ledger, runner, metadata, arguments, *match)
+            # The engine's own bookkeeping for this action, without doing it once more.
+            action, arguments = "none", MappingProxyType({})
+        await own(runner, metadata, action, arguments, *match)
+
+    call.by_zamu = True  # type: ignore[attr-defined]
+    RuleSetRunner._call_action = call
+    ACTION_CLASSES["run_playbook"] = _RunPlaybook
+
+
+def _ended_before(metadata: Metadata) -> bool:
+    info = metadata.persistent_info
+    return info is not None and (info.a_priori or {}).get("status") in COMPLETED_STATUSES
+
+
+async def _run_playbook(
+    own: _Call,
+    state: State,
+    ledger: Ledger,
+    runner: RuleSetRunner,
+    metadata: Metadata,
+    arguments: Mapping[str, Any],
+    *match: Any,
+) -> None:
+    """Have the playbook begun; what cannot be begun becomes a failed run."""
+    pauses = wait_exponential_jitter(initial=1, max=_LONGEST_PAUSE)
+    # Without its record in the engine's store, which the engine removes at the first failure.
+    unrecorded = dataclasses.replace(metadata, persistent_info=None)
+    try:
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(NotAtTheGate),
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=pauses,
+            reraise=True,
+        ):
+            with attempt:
+                await _begin(own, runner, unrecorded, arguments, *match)
+    except NotAtTheGate as error:
+        log.error("%s: %s: %s", metadata.rule_set, metadata.rule, error)
+        intent = _intent(metadata, arguments["extra_vars"][ACTION_KEY], match[-1].data)
+        # Until the ledger takes it, the action stays in the engine's store.
+        async for attempt in AsyncRetrying(wait=pauses):
+            with attempt:
+                await asyncio.to_thread(ledger.fail, intent, str(error))
+        ring(state.bells, "ledger")
+
+
+async def _begin(
+    own: _Call, runner: RuleSetRunner, metadata: Metadata, arguments: Mapping[str, Any], *match: Any
+) -> None:
+    """One call of the engine's own action. Raises NotAtTheGate."""
+    audited = copy(runner)
+    audited.event_log = audit = _Audit()
+    try:
+        await own(audited, metadata, "run_playbook", arguments, *match)
+    except (asyncio.CancelledError, ShutdownException):
+        raise
+    except Exception as error:
+        audit.error = str(error)
+    if audit.code not in (0, RECORDED):
+        reason = audit.error or f"the gate ended with {audit.code}; see logs/engine.log"
+        raise NotAtTheGate(f"The action could not be begun: {printable(reason)}.")
+
+
+def _intent(metadata: Metadata, action: Mapping[str, str], matched: Mapping[str, Any]) -> Intent:
+    events = metas(matched.values())
+    uuids = [event["uuid"] for event in events]
+    hosts = sorted({host for event in events for host in event.get("hosts", [])})
+    return Intent(
+        key=digest([sorted(uuids), metadata.rule_set, metadata.rule, action, "not begun"]),
+        events=uuids,
+        ruleset=metadata.rule_set,
+        rule=metadata.rule,
+        playbook=action["playbook"],
+        path=action["path"],
+        hosts=hosts,
+        target="",  # nothing was acted upon, so no cooldown begins
+        variables={},
+        depth=max((int(event.get("depth", 0)) for event in events), default=0),
+    )
