@@ -10,7 +10,7 @@ STAMP := .venv/.installed
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test lint types check-all lab molecule-all torture clean lock
+.PHONY: help setup run demo test lint types check-all lab molecule-all torture bench clean lock
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -40,10 +40,11 @@ test: setup ## Run the tests that need neither root nor a network
 	@echo "Running the tests; those marked 'engine' start Java. It takes about five minutes."
 	@$(BIN)/pytest -m "not lab" $(PYTEST_ARGS)
 
-lint: setup ## Check style: ruff, yamllint, ansible-lint
+lint: setup ## Check style and rulebooks: ruff, yamllint, ansible-lint, zamu check
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/yamllint --strict .
 	@$(BIN)/ansible-lint --offline
+	@$(BIN)/zamu check rulebooks
 
 types: setup ## Check types: mypy, strict
 	@$(BIN)/mypy
@@ -59,6 +60,11 @@ molecule-all: setup ## Run every Molecule scenario (root, on Debian)
 
 torture: setup ## Kill parts of zamu 100 times under load, and keep the figures in bench/results
 	@$(BIN)/python bench/torture.py --rounds $(or $(ROUNDS),100) --write
+
+bench: setup ## Measure throughput and idle cost on this machine, and keep the figures in bench/results (root: Debian's wrk and webhook)
+	@sh tests/lab/packages.sh wrk webhook
+	@$(BIN)/python bench/intake.py --write
+	@$(BIN)/python bench/idle.py --write
 
 clean: ## Remove what setup and the tests made (not .zamu, your state)
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .ansible

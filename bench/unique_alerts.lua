@@ -11,13 +11,14 @@ end
 function init(arguments)
     token = arguments[1]
     seed = arguments[2]
+    instance = arguments[3]
 end
 
 function request()
     counter = counter + 1
     local fingerprint = string.format("%s-%d-%d", seed, number, counter)
     local body = '{"receiver":"zamu","status":"firing","alerts":[{"status":"firing","labels":'
-        .. '{"alertname":"HostHighCpuLoad","instance":"web1:9100","job":"node","severity":"warning"},'
+        .. '{"alertname":"HostHighCpuLoad","instance":"' .. instance .. '","job":"node","severity":"warning"},'
         .. '"annotations":{"description":"CPU load is above 80%","summary":"Host high CPU load"},'
         .. '"startsAt":"2026-11-22T20:35:18.019313Z","endsAt":"0001-01-01T00:00:00Z",'
         .. '"generatorURL":"http://prometheus.example.net:9090/graph","fingerprint":"' .. fingerprint .. '"}],'

@@ -40,11 +40,24 @@ MEANINGS = {
     "set `intake.tls`",
     "intake.tls.certificate": "the certificate with its chain, PEM",
     "intake.tls.key": "its key, PEM",
-    "intake.body_limit": "the largest body that a sender may post, in bytes",
-    "intake.body_timeout": "how long a body may take to arrive",
     "intake.keep_events": "how long an event is kept at least; one that is not acknowledged stays longer",
     "intake.keep_identities": "how long it is remembered that an event was here, so that it is not "
     "taken twice",
+    "limits.source_memory": "how much memory the process of a foreign source may use, in MiB",
+    "limits.connections": "connections at once",
+    "limits.idle": "how long a connection may go without bringing the whole head of a request",
+    "limits.headers": "lines of the head of a request",
+    "limits.header_size": "bytes of one line of it",
+    "limits.body": "bytes of a body",
+    "limits.bodies": "bytes of all bodies that are being taken at the same time",
+    "limits.body_time": "how long a body may take to arrive",
+    "limits.linger": "how long what follows a refusal is still read",
+    "limits.depth": "levels of JSON in each other",
+    "limits.values": "values in one JSON",
+    "limits.events": "alerts in one message",
+    "limits.rate": "messages a second, of one source",
+    "limits.burst": "messages that one source may send at once beyond the rate",
+    "limits.waiting": "events that wait for the disk",
     "engine.max_runs": "how many playbooks may run at the same time",
     "engine.jvm_memory": "how much memory the rules engine's Java may take for its heap",
     "engine.delivery_timeout": "how long the engine may give no answer to an event before it is "
@@ -63,6 +76,17 @@ MEANINGS = {
     "notify.channels[].name": "what the record calls the channel",
     "notify.channels[].url": "an Apprise URL; it often holds a token, so it stands here as a secret only",
     "notify.channels[].urgencies": "the urgencies that the channel is for",
+    "alarms.engine_down": "how long the engine may not be ready",
+    "alarms.lag": "how old the oldest event may become that the rules have not had",
+    "alarms.dead_letters": "how long no new dead letter may come before this alarm is over",
+    "alarms.source_failing": "how long a source may fail",
+    "alarms.silent": "for sources, by their name: how long each may bring no new event; none is watched by itself",
+    "alarms.heap_percent": "how full the memory of the engine's Java may be after its last collection of garbage; "
+    "at 90 the engine refuses events",
+    "alarms.disk_percent": "how much of the state directory's disk has to be free",
+    "alarms.disk_bytes": "the same in bytes; the alarm comes when one of the two is not kept",
+    "alarms.settle": "how long a trouble has to be gone before that is told; short ones in between count as one. "
+    "The troubles without a time of their own have to last so long, too",
     "sources": "arguments that are added to the sources of that name, whichever rulebook names them",
 }
 #: Defaults that depend on other keys.
@@ -73,9 +97,11 @@ DEFAULTS = {
 HEADINGS = {
     "": "Top level",
     "intake": "intake: the web server and the journal behind it",
+    "limits": "limits: all that bounds what comes from outside",
     "engine": "engine: ansible-rulebook and the playbooks",
     "guard": "guard: what may be done, and how often",
     "notify": "notify: the ways to the operator",
+    "alarms": "alarms: when zamu tells that something is wrong with itself",
 }
 
 

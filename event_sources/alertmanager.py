@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from zamu.config import parse_duration
 from zamu.errors import ConfigError
 from zamu.event import Event, derive_uuid, parse_json, unreadable
-from zamu.intake.webhook import Unavailable, Unreadable, serve
+from zamu.intake.queue import put_all
+from zamu.intake.webhook import Unavailable, Unreadable, limits, message_size, serve
+from zamu.web import Refusal
 
 DOCUMENTATION = r"""
 short_description: Receive alerts from Prometheus Alertmanager
@@ -74,6 +76,33 @@ EXAMPLES = r"""
     api_url: http://127.0.0.1:9093
 """
 
+RETURN = r"""
+alert:
+  description: The alert as Alertmanager sent it.
+  type: dict
+  contains:
+    status: {description: C(firing) or C(resolved)., type: str}
+    labels: {description: Its labels; all values are text., type: dict}
+    annotations: {description: Its annotations; all values are text., type: dict}
+    startsAt: {description: When it began., type: str}
+    endsAt: {description: When it ended; the year 1 while it fires., type: str}
+    generatorURL: {description: Where it was made., type: str}
+    fingerprint: {description: The same for the same labels., type: str}
+group:
+  description: What the message that it came in says of its group.
+  type: dict
+  contains:
+    version: {description: Of the message's format., type: str}
+    groupKey: {description: The group., type: str}
+    truncatedAlerts: {description: How many were cut off., type: int}
+    status: {description: Of the whole group., type: str}
+    receiver: {description: Alertmanager's receiver., type: str}
+    groupLabels: {description: What the group was made by., type: dict}
+    commonLabels: {description: The labels that all share., type: dict}
+    commonAnnotations: {description: The annotations that all share., type: dict}
+    externalURL: {description: Alertmanager's own address., type: str}
+"""
+
 log = logging.getLogger("zamu.alertmanager")
 
 _API_TIMEOUT = 10
@@ -98,9 +127,7 @@ class Arguments(BaseModel):
 
 
 class Alert(BaseModel):
-    """One alert of the webhook; what it says beyond these fields is kept as it is."""
-
-    model_config = ConfigDict(extra="allow")
+    """What is read of one alert of the webhook; the alert itself is kept as it came."""
 
     status: Literal["firing", "resolved"]
     labels: dict[str, str]
@@ -136,15 +163,20 @@ async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
     """Serve the webhook until cancelled."""
     options, repeat = _arguments(args)
 
+    most = limits().events
+
     async def take(payload: Any) -> None:
         group = _group(payload)
+        if len(group.alerts) > most:
+            raise Refusal(
+                413, f"More than {most} alerts; group them by more labels, or set max_alerts and api_url."
+            )
         await put(group, group.alerts)
         if group.truncated:
             await put(group, await _missing(options, group))
 
     async def put(group: _Group, alerts: list[Any]) -> None:
-        events = [_event(options, repeat, group, alert) for alert in alerts]
-        await asyncio.gather(*(queue.put(event) for event in events))
+        await put_all(queue, [_event(options, repeat, group, alert) for alert in alerts])
 
     await serve(options.path, options.token, take, host=options.host, port=options.port)
 
@@ -162,7 +194,8 @@ def _group(payload: Any) -> _Group:
         raise Unreadable("alerts: this is not a list.")
     truncated = payload.get("truncatedAlerts", 0)
     about = {key: value for key, value in payload.items() if key != "alerts"}
-    if len(json.dumps(about)) > _ABOUT_LIMIT:  # it is kept with every alert of the group
+    # It is kept with every alert of the group. No byte of a message becomes more than five characters (1e15).
+    if message_size.get() * 5 > _ABOUT_LIMIT and len(json.dumps(about)) > _ABOUT_LIMIT:
         about = {key: value for key, value in about.items() if len(json.dumps(value)) < _FIELD_LIMIT}
     return _Group(alerts, about, truncated if isinstance(truncated, int) else 0)
 

@@ -34,6 +34,26 @@ EXAMPLES = r"""
   runs:
 """
 
+RETURN = r"""
+run:
+  description: The run, as C(zamu runs --json) shows it, and its target.
+  type: dict
+  contains:
+    id: {description: The run., type: str}
+    events: {description: The uuids of the events that the rule matched., type: list}
+    ruleset: {description: Which ruleset wanted it., type: str}
+    rule: {description: Which rule wanted it., type: str}
+    playbook: {description: By the name that C(guard.actions) uses., type: str}
+    hosts: {description: On which hosts., type: list}
+    status: {description: "C(successful), C(failed), C(denied), C(cancelled) or C(interrupted).", type: str}
+    verified: {description: Whether a C(verify_) role checked every host., type: bool}
+    started_at: {description: "When it began, UTC.", type: str}
+    finished_at: {description: "When it ended, UTC.", type: str}
+    reason: {description: "Why it was denied, failed or interrupted.", type: str}
+    attempt: {description: "1, or more after a kill.", type: int}
+    target: {description: The same for the same hosts and target variables., type: str}
+"""
+
 _TELLING = "boma.zamu.notify"
 # A run that ended while nobody listened is still told, if it is not older than this.
 _LOOK_BACK = timedelta(days=2)

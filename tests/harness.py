@@ -31,6 +31,11 @@ LINE_RULEBOOK: list[dict[str, Any]] = [
             {
                 "name": "Write a line",
                 "condition": 'event.alert.labels.act == "yes"',
+                # `zamu check` wants one. So short a time holds nothing back that is delivered again.
+                "throttle": {
+                    "once_within": "1 millisecond",
+                    "group_by_attributes": ["event.alert.fingerprint"],
+                },
                 "action": {
                     "run_playbook": {
                         "name": "write_line",
@@ -196,9 +201,13 @@ class Zamu:
 
     def listed(self, kind: str) -> list[dict[str, Any]]:
         """What `zamu events --json` or `zamu runs --json` says."""
-        done = subprocess.run(
-            self.command(kind, "--json"), capture_output=True, text=True, check=True, timeout=60
-        )
+        try:
+            done = subprocess.run(
+                self.command(kind, "--json"), capture_output=True, text=True, check=True, timeout=60
+            )
+        except subprocess.CalledProcessError as error:
+            error.add_note(error.stderr)  # else nobody sees why
+            raise
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def events(self) -> list[dict[str, Any]]:

@@ -6,10 +6,33 @@ import os
 from pathlib import Path
 
 from zamu.config import HOME, Config
+from zamu.errors import ConfigError
 from zamu.rulebooks import COLLECTION
 from zamu.state import State
 
 _DEFAULT_COLLECTIONS = ["~/.ansible/collections", "/usr/share/ansible/collections"]
+
+
+def collection_paths(config: Config) -> list[Path]:
+    """Where collections are looked for, as Ansible does it: its variable, `ansible.cfg`, its defaults."""
+    named = os.environ.get("ANSIBLE_COLLECTIONS_PATH", "")
+    base = Path.cwd()
+    if not named:
+        named = ansible_settings(config.ansible_config).get("defaults", "collections_path", fallback="")
+        base = config.ansible_config.parent
+    found = [base / Path(one).expanduser() for one in named.split(os.pathsep) if one]
+    return found or [Path(one).expanduser() for one in _DEFAULT_COLLECTIONS]
+
+
+def ansible_settings(file: Path) -> configparser.ConfigParser:
+    """What an `ansible.cfg` says; nothing if there is none. Raises ConfigError."""
+    settings = configparser.ConfigParser(interpolation=None)
+    try:
+        if file.is_file():
+            settings.read(file)
+    except (OSError, UnicodeDecodeError, configparser.Error) as error:
+        raise ConfigError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+    return settings
 
 
 def ansible_environment(config: Config, state: State) -> dict[str, str]:
@@ -20,17 +43,14 @@ def ansible_environment(config: Config, state: State) -> dict[str, str]:
     if not link.is_symlink() or link.readlink() != HOME:
         link.unlink(missing_ok=True)
         link.symlink_to(HOME)
-    settings = configparser.ConfigParser(interpolation=None)
-    if config.ansible_config.is_file():
-        settings.read(config.ansible_config)
-    named = settings.get("defaults", "collections_path", fallback="")
-    theirs = [str(config.ansible_config.parent / Path(one).expanduser()) for one in named.split(":") if one]
-    theirs = theirs or [str(Path(one).expanduser()) for one in _DEFAULT_COLLECTIONS]
-    enabled = [one.strip() for one in settings.get("defaults", "callbacks_enabled", fallback="").split(",")]
+    callbacks = ansible_settings(config.ansible_config).get("defaults", "callbacks_enabled", fallback="")
+    enabled = [one.strip() for one in callbacks.split(",")]
     record = f"{COLLECTION}.record"
     environment = {key: value for key, value in os.environ.items() if key.startswith("ANSIBLE_")}
     environment |= {
-        "ANSIBLE_COLLECTIONS_PATH": os.pathsep.join([str(ours), *theirs]),
+        "ANSIBLE_COLLECTIONS_PATH": os.pathsep.join(
+            map(str, dict.fromkeys([ours, *collection_paths(config)]))
+        ),
         "ANSIBLE_CALLBACKS_ENABLED": ",".join(dict.fromkeys([*filter(None, enabled), record])),
         "ANSIBLE_NOCOLOR": "1",
     }

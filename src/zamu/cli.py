@@ -2,12 +2,10 @@
 """The command `zamu`."""
 
 import argparse
-import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import closing
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from zamu import __version__
@@ -29,11 +27,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     state = State(Path(options.state or os.environ.get("ZAMU_STATE") or ".zamu").absolute())
     try:
         if options.command in _LISTS:
-            return _list(options, state)
-        return _serve(options, state)
+            from zamu import listing
+
+            listing.show(options.command, state, options.since, as_json=options.json, follow=options.follow)
+            return 0
+        return {"check": _check, "doctor": _doctor}.get(options.command, _serve)(options, state)
     except ZamuError as error:
         print(f"zamu: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:  # `zamu events | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -54,10 +57,55 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("run", help="start intake and engine here, and show what happens")
     commands.add_parser("intake", help="start only the part that accepts events")
     commands.add_parser("engine", help="start only the part that decides and acts")
+    command = commands.add_parser("check", help="find what is wrong with rulebooks before the engine does")
+    command.add_argument(
+        "paths", nargs="*", type=Path, metavar="PATH", help="rulebooks, or directories (default: yours)"
+    )
     for name, text in _LISTS.items():
         command = commands.add_parser(name, help=text)
         command.add_argument("--json", action="store_true", help="one JSON object a line")
+        command.add_argument(
+            "--since", type=_since, metavar="WHEN", help="only from then on: 90s, 2h, 7d ago, or an ISO time"
+        )
+        command.add_argument("--follow", action="store_true", help="go on with what happens; Ctrl-C ends it")
+    command = commands.add_parser("doctor", help="what is installed, reachable, configured; what is wrong")
+    command.add_argument("--json", action="store_true", help="one JSON object a line")
+    command.add_argument("--no-network", action="store_true", help="ask no host and no port")
+    command.add_argument("--send", action="store_true", help="send a test message by each channel")
     return parser
+
+
+def _doctor(options: argparse.Namespace, state: State) -> int:
+    from zamu.doctor import examine
+
+    network, send = not options.no_network, options.send
+    return examine.main(options.config, state, as_json=options.json, network=network, send=send)
+
+
+def _check(options: argparse.Namespace, _: State) -> int:
+    from zamu.config import load
+    from zamu.engine.check import check
+
+    findings = check(load(options.config), options.paths)
+    for finding in findings:
+        print(finding)
+    return int(not all(finding.warning for finding in findings))
+
+
+def _since(text: str) -> datetime:
+    """A moment: so long ago, or an ISO time, which is local where it names no zone."""
+    from zamu.config import parse_duration
+
+    try:
+        return datetime.now(UTC) - parse_duration(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time; write for example 90s, 2h or 7d for so long ago, or 2026-11-22T20:00"
+        ) from None
 
 
 def _serve(options: argparse.Namespace, state: State) -> int:
@@ -77,81 +125,3 @@ def _serve(options: argparse.Namespace, state: State) -> int:
     if options.verbose:
         handed_on += ["--verbose"]
     return service.run_all(config, state, handed_on)
-
-
-def _list(options: argparse.Namespace, state: State) -> int:
-    if not state.journal.exists() and not state.ledger.exists():
-        raise ZamuError(f"There is no zamu in {state.root}. Name its state directory with --state.")
-    rows = {"events": _events, "runs": _runs, "messages": _messages}[options.command](state)
-    if options.json:
-        for row in rows:
-            print(json.dumps(row, ensure_ascii=False))
-    else:
-        _table(options.command, rows)
-    return 0
-
-
-def _events(state: State) -> Iterable[dict[str, object]]:
-    from zamu.journal.sqlite import Journal
-
-    with closing(Journal(state.journal)) as journal:
-        entries = journal.entries()
-    for entry in entries:
-        meta = entry.event["meta"]
-        yield {
-            "uuid": meta["uuid"],
-            "source": entry.source,
-            "received_at": meta["received_at"],
-            "hosts": meta.get("hosts", []),
-            "state": entry.state,
-            "consumers": entry.consumers,
-            "reason": entry.reason,
-            "event": entry.event,
-        }
-
-
-def _runs(state: State) -> Iterable[dict[str, object]]:
-    from zamu.ledger.sqlite import Ledger
-
-    with closing(Ledger(state.ledger)) as ledger:
-        yield from [run.as_json() for run in ledger.runs()]
-
-
-def _messages(state: State) -> Iterable[dict[str, object]]:
-    from zamu.ledger.sqlite import Ledger
-
-    with closing(Ledger(state.ledger)) as ledger:
-        yield from [letter.as_json() for letter in ledger.letters()]
-
-
-def _table(kind: str, rows: Iterable[dict[str, object]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from zamu.event import printable
-
-    columns = {
-        "events": ("received_at", "source", "hosts", "state", "uuid", "reason"),
-        "messages": ("created_at", "urgency", "title", "state", "channel", "error"),
-        "runs": ("started_at", "playbook", "hosts", "status", "verified", "rule", "reason"),
-    }[kind]
-    table = Table(*(name.replace("_", " ") for name in columns), box=None, header_style="bold")
-    for row in rows:
-        table.add_row(*(Text(printable(_cell(name, row[name]))) for name in columns))
-    # Without a terminal nobody measures the width, and nothing is to be cut.
-    width = None if sys.stdout.isatty() else 1_000
-    Console(width=width).print(table)
-
-
-def _cell(name: str, value: object) -> str:
-    """A value as a person reads it in a table."""
-    if value is None:
-        return ""
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    if name.endswith("_at"):
-        return datetime.fromisoformat(str(value)).astimezone().strftime("%m-%d %H:%M:%S")
-    if name == "uuid":
-        return str(value)[:8]
-    return str(value)

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from zamu.errors import ConfigError
+from zamu.event import MAX_DEPTH, MAX_VALUES
 from zamu.secrets import VAULT_HEADER, Secret
 
 DEFAULT_FILE = Path("zamu.yml")
@@ -75,8 +76,6 @@ class Intake(_Section):
 
     listen: str = Field("127.0.0.1:8470", pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")
     tls: Tls | None = None
-    body_limit: int = Field(1_048_576, ge=1024, le=67_108_864, description="bytes")
-    body_timeout: Duration = timedelta(seconds=15)
     keep_events: Duration = timedelta(days=90)
     keep_identities: Duration = timedelta(days=365)
 
@@ -85,6 +84,33 @@ class Intake(_Section):
         """Host and port of `listen`."""
         host, _, port = self.listen.rpartition(":")
         return host.strip("[]"), int(port)
+
+
+class Limits(_Section):
+    """All that bounds what comes from outside. What happens beyond each: docs/reference/limits.md."""
+
+    connections: int = Field(250, ge=10, le=50_000, description="at once")
+    idle: Duration = Field(timedelta(seconds=75), ge=timedelta(seconds=1))
+    headers: int = Field(100, ge=20, le=1_000, description="lines of a request")
+    header_size: int = Field(8_192, ge=1_024, le=65_536, description="bytes of one line")
+    body: int = Field(1_048_576, ge=1_024, le=16_777_216, description="bytes")
+    bodies: int = Field(33_554_432, ge=1_024, le=1_073_741_824, description="bytes of all bodies at once")
+    body_time: Duration = Field(timedelta(seconds=15), ge=timedelta(seconds=1))
+    linger: Duration = timedelta(seconds=2)
+    depth: int = Field(MAX_DEPTH, ge=16, le=MAX_DEPTH, description="levels of JSON")
+    values: int = Field(MAX_VALUES, ge=1_000, le=MAX_VALUES, description="of one JSON payload")
+    events: int = Field(2_000, ge=1, le=100_000, description="that one message may make")
+    rate: int = Field(1_000, ge=1, le=1_000_000, description="messages a second, of one source")
+    burst: int = Field(5_000, ge=1, le=1_000_000, description="messages beyond the rate")
+    waiting: int = Field(10_000, ge=100, le=1_000_000, description="events for the disk")
+    source_memory: int = Field(512, ge=64, le=1_048_576, description="MiB of one foreign source")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Limits":
+        for small, large in (("body", "bodies"), ("events", "waiting")):
+            if getattr(self, small) > getattr(self, large):
+                raise ValueError(f"{small} is more than {large}: such a message could never be taken")
+        return self
 
 
 class Engine(_Section):
@@ -146,6 +172,20 @@ class Notify(_Section):
     channels: list[Channel] = Field(default_factory=list)
 
 
+class Alarms(_Section):
+    """When intake tells that something is wrong with zamu itself."""
+
+    engine_down: Duration = timedelta(minutes=5)
+    lag: Duration = timedelta(minutes=10)
+    dead_letters: Duration = timedelta(hours=1)
+    source_failing: Duration = timedelta(minutes=10)
+    silent: dict[str, Duration] = Field(default_factory=dict)
+    heap_percent: int = Field(80, ge=1, le=100)
+    disk_percent: int = Field(5, ge=0, le=100)
+    disk_bytes: int = Field(536_870_912, ge=0)
+    settle: Duration = timedelta(minutes=1)
+
+
 class Config(_Section):
     """All of zamu.yml. Paths are relative to the file, or to the working directory without one.
 
@@ -160,9 +200,11 @@ class Config(_Section):
     ansible_config: Path = Path("ansible.cfg")
     vault_password: str | None = Field(None, pattern=r"^(file|program):.+")
     intake: Intake = Intake.model_construct()
+    limits: Limits = Limits.model_construct()
     engine: Engine = Engine.model_construct()
     guard: Guard = Guard.model_construct()
     notify: Notify = Notify.model_construct()
+    alarms: Alarms = Alarms.model_construct()
     sources: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="arguments added to the sources of that name"
     )
@@ -182,7 +224,7 @@ class Config(_Section):
         return self
 
 
-class _Loader(yaml.SafeLoader):
+class StrictLoader(yaml.SafeLoader):
     """Safe YAML that knows `!vault` and refuses a key that stands twice."""
 
 
@@ -210,10 +252,10 @@ def _text(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
     return str(loader.construct_scalar(node))
 
 
-_Loader.add_constructor("!vault", _vault)
+StrictLoader.add_constructor("!vault", _vault)
 # JSON has no dates: what looks like one is text.
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", _text)
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+StrictLoader.add_constructor("tag:yaml.org,2002:timestamp", _text)
+StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 def load(path: Path | None) -> Config:
@@ -226,8 +268,8 @@ def load(path: Path | None) -> Config:
     path = path or DEFAULT_FILE
     try:
         text = path.read_text()
-        tree = yaml.compose(text, Loader=_Loader)
-        data = yaml.load(text, Loader=_Loader) or {}  # noqa: S506 - a SafeLoader
+        tree = yaml.compose(text, Loader=StrictLoader)
+        data = yaml.load(text, Loader=StrictLoader) or {}  # noqa: S506 - a SafeLoader
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from error
     except (yaml.YAMLError, ValueError) as error:
@@ -237,7 +279,7 @@ def load(path: Path | None) -> Config:
     if not isinstance(data, dict):
         raise ConfigError(f"{path}:1: the file holds no keys; see docs/reference/configuration.md.")
     if "root" in data:
-        raise ConfigError(f"{path}:{_line(tree, ('root',))}: root: this key is unknown.")
+        raise ConfigError(f"{path}:{line_of(tree, ('root',))}: root: this key is unknown.")
     context = {"vault_password": data.get("vault_password")}
     try:
         return Config.model_validate({**data, "root": path.resolve().parent}, context=context)
@@ -252,7 +294,7 @@ def _problem(path: Path, tree: yaml.Node | None, error: dict[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         allowed = ", ".join(_fields(place[:-1]))
         message = f"this key is unknown; allowed here: {allowed}"
-    return f"{path}:{_line(tree, place)}: {'.'.join(map(str, place))}: {message}."
+    return f"{path}:{line_of(tree, place)}: {'.'.join(map(str, place))}: {message}."
 
 
 def _fields(place: tuple[Any, ...]) -> list[str]:
@@ -269,7 +311,7 @@ def _fields(place: tuple[Any, ...]) -> list[str]:
     return [name for name in model.model_fields if name != "root"]
 
 
-def _line(node: yaml.Node | None, place: tuple[Any, ...]) -> int:
+def line_of(node: yaml.Node | None, place: tuple[Any, ...]) -> int:
     """The line of the file on which a place of the configuration stands, or of its parent."""
     line = node.start_mark.line + 1 if node else 1
     for step in place:

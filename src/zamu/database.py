@@ -11,6 +11,15 @@ from zamu.errors import ZamuError
 
 #: How long a writer waits for another process's transaction, in seconds.
 BUSY_TIMEOUT = 20
+_NOT_OURS = "Run this as the file's owner, or as one of its group."
+_MENDS = {
+    sqlite3.SQLITE_PERM: _NOT_OURS,
+    sqlite3.SQLITE_READONLY: _NOT_OURS,
+    sqlite3.SQLITE_CANTOPEN: "It has to be a file that this user can read and write, on a local disk.",
+    sqlite3.SQLITE_FULL: "The disk is full; make room.",
+    sqlite3.SQLITE_IOERR: "The disk is full, or does not answer as it should; the kernel's log tells.",
+    sqlite3.SQLITE_BUSY: "Another program holds it; end that program, or try again.",
+}
 
 
 def connect(path: Path, schema: str, version: int) -> sqlite3.Connection:
@@ -46,11 +55,14 @@ def connect(path: Path, schema: str, version: int) -> sqlite3.Connection:
             connection.close()
         if isinstance(error, ZamuError):
             raise
-        raise ZamuError(
-            f"{path} cannot be opened: {error}. If the disk is sound, move the file away; "
-            "zamu begins a new one."
-        ) from error
+        raise ZamuError(f"{path} cannot be opened: {error}. {mend(error)}") from error
     return connection
+
+
+def mend(error: sqlite3.Error) -> str:
+    """What to do about an error of SQLite, as a sentence. Only what is damaged is to be given up."""
+    code = getattr(error, "sqlite_errorcode", None) or 0
+    return _MENDS.get(code & 0xFF, "If the disk is sound, move the file away; zamu begins a new one.")
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

@@ -7,7 +7,8 @@
     ├── ConfigError          zamu.yml, a secret, an inventory: the operator can mend it
     ├── RulebookError        a rulebook that cannot be loaded or composed
     ├── JournalError         the journal did not take an event; nothing was stored
-    │   └── JournalFull      ... because the disk is full
+    │   ├── JournalFull      ... because the disk is full
+    │   └── InvalidEvent     ... because it is no event, and never will be
     └── AlreadyRunning       another process holds this state directory
 """
 
@@ -30,6 +31,10 @@ class JournalError(ZamuError):
 
 class JournalFull(JournalError):
     """The disk that holds the journal is full."""
+
+
+class InvalidEvent(JournalError):
+    """What a source put is no event that could ever be stored: trying again would not help."""
 
 
 class AlreadyRunning(ZamuError):

@@ -18,8 +18,11 @@ reads and takes out again:
     A reason: the payload is kept as a dead letter and is never delivered.
 """
 
+import codecs
 import json
 import math
+import re
+import sys
 import uuid
 from datetime import UTC, datetime
 from typing import Any
@@ -33,6 +36,13 @@ NAMESPACE = uuid.UUID("6f1c6b0e-0f5e-5a3c-9d68-7a616d750001")
 MAX_DEPTH = 64
 #: More values than this in one payload are refused.
 MAX_VALUES = 200_000
+#: Integers of more digits are refused. The rules engine gives no answer to one of more than 1,000, and
+#: Python allows no smaller bound than this.
+MAX_DIGITS = 640
+sys.set_int_max_str_digits(MAX_DIGITS)
+#: Keys of more characters are refused; the rules engine gives no answer to one of more than 50,000, and
+#: counts some twice.
+MAX_KEY = 20_000
 
 
 def now() -> str:
@@ -42,7 +52,7 @@ def now() -> str:
 
 def timestamp(moment: datetime) -> str:
     """An aware datetime in the one format in which zamu writes times."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def derive_uuid(*parts: str) -> str:
@@ -62,32 +72,70 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def parse_json(body: bytes) -> Any:
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("a number is too large")
+    return number
+
+
+# Made once: json.loads and json.dumps make new ones each time that they are given options.
+_decode = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite).decode
+_encode = json.JSONEncoder(
+    ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False
+).encode
+_SURROGATE = re.compile(r"\\u[dD]")
+_EMPTY_KEY = re.compile(r'""\s*:')
+
+
+def parse_json(body: bytes, depth: int = MAX_DEPTH, values: int = MAX_VALUES) -> Any:
     """Parse JSON as strangers may send it.
 
     Raises ValueError with a sentence for what is not JSON, not UTF-8, NaN or infinite, nested
-    deeper than MAX_DEPTH, or made of more than MAX_VALUES values. Lone surrogates, which neither
-    SQLite nor YAML can hold, become U+FFFD.
+    deeper than `depth`, made of more than `values` values, or what the rules engine cannot take: an
+    empty key, a key longer than MAX_KEY, an integer of more than MAX_DIGITS digits.
+    Lone surrogates, which neither SQLite nor YAML can hold, become U+FFFD.
     """
     try:
-        # Given bytes, json.loads would take UTF-16 and encoded surrogates, too.
-        value = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        # Given bytes, the decoder would take UTF-16 and encoded surrogates, too.
+        text = body.removeprefix(codecs.BOM_UTF8).decode()
+        value = _decode(text)
     except RecursionError:
-        raise ValueError(f"the JSON is nested deeper than {MAX_DEPTH} levels") from None
+        raise ValueError(f"the JSON is nested deeper than {depth} levels") from None
     except UnicodeDecodeError:
         raise ValueError("the body is not UTF-8") from None
-    return bounded(value)
+    # Text that is UTF-8 has surrogates only where they are written as escapes.
+    small = _is_small(text, depth, values) and not ("\\u" in text and _SURROGATE.search(text))
+    return value if small else bounded(value, depth=depth, values=values)
 
 
-def bounded(value: Any, envelope: int = 0) -> Any:
+def encoded(value: Any, envelope: int = 0) -> str:
+    """A value as compact JSON that UTF-8 can hold, cleaned and within the limits as `bounded` has it."""
+    try:
+        text = _encode(value)
+        text.isascii() or text.encode()
+    except (TypeError, ValueError, RecursionError):
+        return _encode(bounded(value, envelope))
+    return text if _is_small(text) else _encode(bounded(value, envelope))
+
+
+def _is_small(text: str, depth: int = MAX_DEPTH, values: int = MAX_VALUES) -> bool:
+    """Whether JSON surely is within all bounds, as most is: far cheaper than to look at each value."""
+    if len(text) > MAX_KEY or ('""' in text and _EMPTY_KEY.search(text)):
+        return False
+    # Each level opens a bracket, each value but the first follows a comma, a colon or a bracket.
+    levels = text.count("{") + text.count("[")
+    if levels > depth:
+        return False
+    return len(text) < values or levels + text.count(",") + text.count(":") < values
+
+
+def bounded(value: Any, envelope: int = 0, depth: int = MAX_DEPTH, values: int = MAX_VALUES) -> Any:
     """The same JSON value with clean text; ValueError where it is deeper or larger than allowed.
 
     `envelope` is how many levels and values may stand around what came from outside.
     """
-    count, max_depth, max_values = 0, MAX_DEPTH + envelope, MAX_VALUES + envelope
-    small = _if_small(value)
-    if small is not None:
-        return small
+    count, max_depth, max_values = 0, depth + envelope, values + envelope
 
     def walk(item: Any, depth: int) -> Any:
         nonlocal count
@@ -99,7 +147,7 @@ def bounded(value: Any, envelope: int = 0) -> Any:
         if isinstance(item, str):
             return clean_text(item)
         if isinstance(item, dict):
-            return {clean_text(str(key)): walk(child, depth + 1) for key, child in item.items()}
+            return {_key(key): walk(child, depth + 1) for key, child in item.items()}
         if isinstance(item, list | tuple):
             return [walk(child, depth + 1) for child in item]
         if isinstance(item, float) and not math.isfinite(item):
@@ -111,18 +159,13 @@ def bounded(value: Any, envelope: int = 0) -> Any:
     return walk(value, 1)
 
 
-def _if_small(value: Any) -> Any:
-    """A copy of what is plain JSON, and too small to be too deep or too large, as most is; else None."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        text.encode()
-    except (TypeError, ValueError, RecursionError):
-        return None
-    # Each level opens a bracket, each value but the first follows a comma, a colon or a bracket.
-    levels = text.count("{") + text.count("[")
-    if levels > MAX_DEPTH or levels + text.count(",") + text.count(":") >= MAX_VALUES:
-        return None
-    return json.loads(text)
+def _key(key: object) -> str:
+    text = clean_text(str(key))
+    if not text:
+        raise ValueError("a key is empty")
+    if len(text) > MAX_KEY:
+        raise ValueError(f"a key has more than {MAX_KEY} characters")
+    return text
 
 
 def clean_text(text: str) -> str:
@@ -130,6 +173,12 @@ def clean_text(text: str) -> str:
     if text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text):
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def one_line(value: Any) -> str:
+    """A value as JSON on one line: no character in it can end the line or steer a terminal."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(value)
 
 
 def printable(text: object, limit: int = 200) -> str:

@@ -91,7 +91,12 @@ def _is_address(text: str) -> bool:
 
 
 def load(path: Path, environment: dict[str, str] | None = None) -> Inventory:
-    """Read an inventory directory by asking `ansible-inventory`, so that every kind works.
+    """Read an inventory directory. Raises ConfigError like `variables`."""
+    return build(variables(path, environment))
+
+
+def variables(path: Path, environment: dict[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """Each host's variables, by asking `ansible-inventory`, so that every kind of inventory works.
 
     Raises ConfigError when there is no such directory, or Ansible cannot read it.
     """
@@ -127,7 +132,7 @@ def load(path: Path, environment: dict[str, str] | None = None) -> Inventory:
         for host in group.get("hosts", []) if isinstance(group, dict) else []:
             hostvars.setdefault(host, {})
     # A host that is named like a group could not be limited to: Ansible would take the group.
-    return build({host: found for host, found in hostvars.items() if host not in listed})
+    return {host: found for host, found in hostvars.items() if host not in listed}
 
 
 def stamp(path: Path) -> str:

@@ -13,7 +13,7 @@ from tenacity import RetryCallState, wait_exponential
 from zamu.config import Channel, Config
 from zamu.doorbell import Doorbell, ring
 from zamu.errors import ConfigError
-from zamu.ledger import Letter
+from zamu.ledger import Letter, Message
 from zamu.ledger.sqlite import Ledger
 from zamu.state import State
 
@@ -50,55 +50,66 @@ class Outbox:
             self._ledger.close()
 
     async def _send(self, letter: Letter) -> None:
-        channel, errors = await self._try_channels(letter)
+        channel, errors = await send(self._channels, letter.message)
         if channel is not None:
+            if channel == CONSOLE and SHOWN not in os.environ:
+                log.warning("%s | %s", letter.message.title, letter.message.body)
             self._ledger.delivered(letter.number, channel)
             if self._lost:
                 log.info("Notifications can be delivered again.")
             self._lost = False
         else:
-            self._ledger.postpone(letter.number, "; ".join(errors), _delay(letter.attempts + 1))
+            self._ledger.postpone(letter.number, "; ".join(errors), delay(letter.attempts + 1))
             if not self._lost:
                 log.warning("A notification could not be delivered, it is kept and tried again: %s", errors)
             self._lost = True
         ring(self._bells, "ledger")
 
-    async def _try_channels(self, letter: Letter) -> tuple[str | None, list[str]]:
-        """The name of the channel that took a letter, or what was wrong with each."""
-        if not self._channels:
-            if SHOWN not in os.environ:
-                log.warning("%s | %s", letter.message.title, letter.message.body)
-            return CONSOLE, []
-        meant = [one for one in self._channels if letter.message.urgency in one.urgencies]
-        errors = []
-        for channel in meant or self._channels:
-            error = await asyncio.to_thread(_deliver, channel, letter)
-            if error is None:
-                return channel.name, []
-            errors.append(f"{channel.name}: {error}")
-        return None, errors
+
+async def send(channels: list[Channel], message: Message) -> tuple[str | None, list[str]]:
+    """Send a message: the name of the channel that took it, or None and what was wrong with each.
+
+    Without a channel it is `CONSOLE`, and showing the message is left to the caller.
+    """
+    if not channels:
+        return CONSOLE, []
+    meant = [one for one in channels if message.urgency in one.urgencies]
+    errors = []
+    for channel in meant or channels:
+        error = await asyncio.to_thread(deliver, channel, message)
+        if error is None:
+            return channel.name, []
+        errors.append(f"{channel.name}: {error}")
+    return None, errors
 
 
-def _delay(attempts: int) -> timedelta:
+def delay(attempts: int) -> timedelta:
+    """How long to wait after so many attempts at one message."""
     state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]
     state.attempt_number = attempts
     return timedelta(seconds=_BACKOFF(state))
 
 
-def _deliver(channel: Channel, letter: Letter) -> str | None:
-    """Send one letter by one channel; returns what went wrong, without the channel's secrets."""
+def understand(channel: Channel) -> tuple[Callable[..., Any] | None, str | None]:
+    """What sends by a channel, or a sentence on why nothing can; without the channel's secrets."""
     import apprise
 
     try:
         url = channel.url.reveal()
     except ConfigError as error:
-        return str(error)
+        return None, str(error)
     sender = apprise.Apprise()
-    if not sender.add(url):
-        return "Apprise does not understand its URL"
-    message = letter.message
-    send: Callable[..., Any] = sender.notify
-    taken = send(
+    return (sender.notify, None) if sender.add(url) else (None, "Apprise does not understand its URL.")
+
+
+def deliver(channel: Channel, message: Message) -> str | None:
+    """Send one message by one channel; returns what went wrong, without the channel's secrets."""
+    import apprise
+
+    notify, problem = understand(channel)
+    if notify is None:
+        return problem
+    taken = notify(
         title=message.title,
         body=message.body or message.title,
         notify_type=_KINDS[message.urgency],

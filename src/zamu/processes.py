@@ -2,6 +2,7 @@
 """Names a process so that its number, used again by the system, is not taken for it."""
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
@@ -28,6 +29,15 @@ def alive(name: str | None) -> bool:
         return f"{process.create_time():.2f}" == started and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.NoSuchProcess, ValueError):
         return False
+
+
+def stopped(name: str | None) -> bool:
+    """Whether a process lives, and was halted by a signal, so that it does nothing."""
+    if name is None or not alive(name):
+        return False
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(psutil.Process(int(name.partition(":")[0])).status() == psutil.STATUS_STOPPED)
+    return False
 
 
 def end(name: str, patience: float = 10, *, family: bool = False) -> None:

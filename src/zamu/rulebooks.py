@@ -5,14 +5,17 @@ A source that is named twice with the same arguments and filters runs once, and 
 names it is a consumer of it.
 """
 
-import json
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from zamu import documents
 from zamu.config import HOME
+from zamu.documents import Check, Document, Finding, shown
 from zamu.errors import RulebookError
 from zamu.journal import Consumer
 
@@ -35,12 +38,24 @@ class Source:
 
 @dataclass(frozen=True)
 class Ruleset:
-    """One ruleset as it stands in its file."""
+    """One ruleset as it stands in its file, where it is number `place`."""
 
     name: str
-    rulebook: Path
+    document: Document = field(compare=False, repr=False)
+    place: int
     data: dict[str, Any]
     consumers: list[Consumer]
+
+    @property
+    def rulebook(self) -> Path:
+        """The file."""
+        return self.document.path
+
+    def finding(
+        self, check: Check, place: tuple[str | int, ...], message: str, *, warning: bool = False
+    ) -> Finding:
+        """A finding at a place of this ruleset."""
+        return self.document.finding(check, (self.place, *place), message, warning=warning)
 
 
 @dataclass(frozen=True)
@@ -59,97 +74,165 @@ class Rulebooks:
 def load(directory: Path, overlays: dict[str, dict[str, Any]]) -> Rulebooks:
     """Read all `*.yml` below `directory`. `overlays` adds arguments to sources by their name.
 
-    Raises RulebookError that names the file, and the ruleset where it can.
+    Raises RulebookError with a line for each thing that is wrong.
     """
-    files = sorted(directory.glob("**/*.yml"))
+    rulebooks, findings = read([directory], overlays)
+    refuse(findings)
+    refuse_unused(overlays, rulebooks)
+    return rulebooks
+
+
+def refuse(findings: Iterable[Finding]) -> None:
+    """Raises RulebookError with all findings that are more than a warning."""
+    errors = [str(finding) for finding in findings if not finding.warning]
+    if errors:
+        raise RulebookError("\n".join(["The rulebooks cannot be used as they stand.", *errors]))
+
+
+def refuse_unused(overlays: dict[str, dict[str, Any]], rulebooks: Rulebooks) -> None:
+    """Raises RulebookError when zamu.yml has arguments for a source that no rulebook names."""
+    names = {consumer.name for consumer in rulebooks.consumers}
+    for name in sorted(set(overlays) - names):
+        raise RulebookError(
+            f"zamu.yml has arguments for the source {name!r}, and no rulebook names such a source "
+            f"(they name: {', '.join(sorted(names))})."
+        )
+
+
+def read(paths: Iterable[Path], overlays: dict[str, dict[str, Any]]) -> tuple[Rulebooks, list[Finding]]:
+    """Read rulebooks, and all `*.yml` below directories; what cannot be used is left out, and found.
+
+    Raises RulebookError when there is nothing to read.
+    """
+    reader = _Reader(overlays)
+    for file in dict.fromkeys(file for path in paths for file in _files(path)):
+        reader.read(file)
+    return Rulebooks(reader.rulesets, list(reader.sources.values())), reader.findings
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        files = [file for file in sorted(path.glob("**/*.yml")) if not file.is_dir()]
+    else:
+        files = [path] if os.path.lexists(path) else []
     if not files:
         raise RulebookError(
-            f"There is no rulebook (*.yml) in {directory}. Start zamu where your rulebooks/ is, "
+            f"There is no rulebook (*.yml) in {path}. Start zamu where your rulebooks/ is, "
             "or name the directory as `rulebooks` in zamu.yml."
         )
-    found: dict[str, Source] = {}
-    rulesets: list[Ruleset] = []
-    for file in files:
-        for data in _parse(file):
-            if any(other.name == data["name"] for other in rulesets):
-                raise RulebookError(f"{file}: a ruleset named {data['name']!r} exists already.")
-            consumers = [
-                _subscribe(file, data["name"], source, overlays, found) for source in data["sources"]
-            ]
-            names = [consumer.name for consumer in consumers]
-            if len(set(names)) < len(names):
-                raise RulebookError(
-                    f"{file}: ruleset {data['name']!r} has two sources of one name; name them apart."
-                )
-            if len({consumer.source for consumer in consumers}) < len(consumers):
-                raise RulebookError(
-                    f"{file}: ruleset {data['name']!r} names one source twice, so it would hear each "
-                    "event twice; name it once."
-                )
-            rulesets.append(Ruleset(data["name"], file, data, consumers))
-    unused = sorted(set(overlays) - {consumer.name for one in rulesets for consumer in one.consumers})
-    if unused:
-        raise RulebookError(
-            f"zamu.yml has arguments for the source {unused[0]!r}, and no rulebook in {directory} "
-            "names such a source."
-        )
-    return Rulebooks(rulesets, list(found.values()))
+    return files
 
 
-def _parse(file: Path) -> list[dict[str, Any]]:
-    try:
-        data = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise RulebookError(f"{file} cannot be read: {error}.") from error
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        raise RulebookError(f"{file}:{line}: {getattr(error, 'problem', error)}.") from error
-    if not isinstance(data, list):
-        raise RulebookError(f"{file}: a rulebook is a list of rulesets.")
-    for ruleset in data:
-        name = ruleset.get("name") if isinstance(ruleset, dict) else None
+class _Reader:
+    """Gathers rulesets and sources over several files, and what is wrong with them."""
+
+    def __init__(self, overlays: dict[str, dict[str, Any]]) -> None:
+        self._overlays = overlays
+        self.rulesets: list[Ruleset] = []
+        self.sources: dict[str, Source] = {}
+        self.findings: list[Finding] = []
+
+    def read(self, file: Path) -> None:
+        document = documents.read(file)
+        if isinstance(document, Finding):
+            self.findings.append(document)
+        elif not isinstance(document.data, list) or not document.data:
+            words = "a rulebook is a list of rulesets; begin each with `- name:`."
+            self.findings.append(document.finding("yaml", (), words))
+        else:
+            for place, data in enumerate(document.data):
+                self._ruleset(document, place, data)
+
+    def _ruleset(self, document: Document, place: int, data: Any) -> None:
+        def wrong(check: Check, where: tuple[str | int, ...], message: str) -> None:
+            self.findings.append(document.finding(check, (place, *where), message))
+
+        name = data.get("name") if isinstance(data, dict) else None
         if not isinstance(name, str) or not name.strip():
-            raise RulebookError(f"{file}: a ruleset has no name.")
-        ruleset["name"] = name.strip()
-        if not isinstance(ruleset.get("sources"), list) or not ruleset["sources"]:
-            raise RulebookError(f"{file}: ruleset {ruleset['name']!r} has no list of sources.")
-    return data
+            return wrong("ruleset-name", (), "this ruleset has no name; give it a sentence as `name`.")
+        data["name"] = name.strip()
+        earlier = next((one for one in self.rulesets if one.name == data["name"]), None)
+        if earlier is not None:
+            where = shown(earlier.rulebook)
+            words = f"a ruleset named {data['name']!r} exists already in {where}; name them apart."
+            return wrong("ruleset-name", ("name",), words)
+        if not isinstance(data.get("sources"), list) or not data["sources"]:
+            words = f"ruleset {data['name']!r} has no list of sources; name what it listens to."
+            return wrong("source", ("sources",), words)
+        ruleset = Ruleset(data["name"], document, place, data, [])
+        for index, entry in enumerate(data["sources"]):
+            self._source(ruleset, index, entry)
+        self.rulesets.append(ruleset)
+        return None
+
+    def _source(self, ruleset: Ruleset, index: int, entry: Any) -> None:
+        """Subscribe the ruleset to the hosted source of one entry of `sources`, found or added."""
+        fault = malformed(entry) or self._subscribe(ruleset, entry)
+        if fault is not None:
+            self.findings.append(ruleset.finding(fault[0], ("sources", index), fault[1]))
+
+    def _subscribe(self, ruleset: Ruleset, entry: dict[str, Any]) -> tuple[Check, str] | None:
+        plugin = plugin_of(entry)
+        name = entry.get("name") or plugin
+        if any(consumer.name == name for consumer in ruleset.consumers):
+            return "source-name", f"another source of {ruleset.name!r} is named {name!r}; name them apart."
+        arguments = {**(entry[plugin] or {}), **self._overlays.get(name, {})}
+        filters = entry.get("filters") or []
+        same = _digest(plugin, arguments, filters)
+        hosted = next(
+            (one for one in self.sources.values() if _digest(one.plugin, one.arguments, one.filters) == same),
+            None,
+        )
+        if hosted is None:
+            identifier = name
+            while identifier in self.sources:
+                identifier = f"{identifier} of {ruleset.name}"
+            hosted = Source(identifier, plugin, arguments, filters, ruleset.rulebook)
+            self.sources[identifier] = hosted
+        elif any(consumer.source == hosted.id for consumer in ruleset.consumers):
+            return "source", f"{ruleset.name!r} would hear each event of {name!r} twice; name it once."
+        ruleset.consumers.append(Consumer(ruleset.name, hosted.id, name))
+        return None
 
 
-def _subscribe(
-    file: Path,
-    ruleset: str,
-    entry: Any,
-    overlays: dict[str, dict[str, Any]],
-    found: dict[str, Source],
-) -> Consumer:
-    """Find or add the hosted source for one entry of `sources`."""
-    where = f"{file}: ruleset {ruleset!r}"
+def malformed(entry: Any) -> tuple[Check, str] | None:
+    """What is wrong with the form of an entry of `sources`: a check's name and a sentence."""
     plugins = [key for key in entry if key not in _NOT_PLUGINS] if isinstance(entry, dict) else []
-    if len(plugins) != 1:
-        raise RulebookError(f"{where}: each source names exactly one plugin, found {plugins}.")
-    plugin = plugins[0]
-    arguments = entry[plugin] or {}
-    if not isinstance(arguments, dict):
-        raise RulebookError(f"{where}: the arguments of source {plugin!r} are not a mapping.")
-    name = str(entry.get("name") or plugin)
-    arguments = {**arguments, **overlays.get(name, {})}
-    filters = entry.get("filters") or []
-    same = json.dumps([plugin, arguments, filters], sort_keys=True, default=str)
-    for source in found.values():
-        if json.dumps([source.plugin, source.arguments, source.filters], sort_keys=True, default=str) == same:
-            return Consumer(ruleset, source.id, name)
-    identifier = name if name not in found else f"{name} of {ruleset}"
-    found[identifier] = Source(identifier, plugin, arguments, filters, file)
-    return Consumer(ruleset, identifier, name)
+    if len(plugins) != 1 or not isinstance(plugins[0], str):
+        return "source", f"each source names exactly one plugin; found {plugins}."
+    if not isinstance(entry[plugins[0]] or {}, dict):
+        return "source", f"the arguments of source {plugins[0]!r} are not a mapping; name each one."
+    if not isinstance(entry.get("name", ""), str):
+        return "source-name", f"the name {entry['name']!r} is not a text; write one in quotes."
+    if not _are_filters(entry.get("filters") or []):
+        return "filter", "`filters` is a list in which each entry names one filter and its arguments."
+    return None
 
 
-def find_plugin(name: str, kind: str, directory: Path) -> Path:
+def plugin_of(entry: dict[str, Any]) -> str:
+    """The plugin that a well-formed entry of `sources` names."""
+    return str(next(key for key in entry if key not in _NOT_PLUGINS))
+
+
+def _are_filters(filters: Any) -> bool:
+    return isinstance(filters, list) and all(
+        isinstance(one, dict)
+        and len(one) == 1
+        and all(isinstance(name, str) and isinstance(said, dict | None) for name, said in one.items())
+        for one in filters
+    )
+
+
+def _digest(plugin: str, arguments: dict[str, Any], filters: list[dict[str, Any]]) -> str:
+    return str(yaml.safe_dump([plugin, arguments, filters]))
+
+
+def find_plugin(name: str, kind: str, directory: Path, collections: Sequence[Path] = ()) -> Path:
     """The file of a source or filter (`kind`: `event_source` or `event_filter`) by its name.
 
     Looks in `directory` first, then in this repository, in ansible-rulebook's own plugins and in
-    the collections that are installed as Python packages. Raises RulebookError.
+    collections: those below `collections`, and those that are installed as Python packages. Raises
+    RulebookError.
     """
     short = name.removeprefix(f"{COLLECTION}.")
     own = [directory / f"{short}.py", HOME / f"{kind}s" / f"{short}.py"]
@@ -158,19 +241,27 @@ def find_plugin(name: str, kind: str, directory: Path) -> Path:
         candidates = [_package("ansible_rulebook") / kind / f"{name.rpartition('.')[2]}.py"]
     elif name.count(".") == 2:  # noqa: PLR2004 - namespace.collection.plugin
         namespace, collection, plugin = name.split(".")
-        base = _package("ansible_collections") / namespace / collection
-        candidates += [
-            base / "extensions" / "eda" / "plugins" / kind / f"{plugin}.py",
-            base / "plugins" / kind / f"{plugin}.py",
-        ]
+        for place in (*(one / "ansible_collections" for one in collections), _package("ansible_collections")):
+            base = place / namespace / collection
+            candidates += [
+                base / "extensions" / "eda" / "plugins" / kind / f"{plugin}.py",
+                base / "plugins" / kind / f"{plugin}.py",
+            ]
+        if name.startswith("ansible.eda."):  # what that collection has handed over to the engine
+            candidates.append(_package("ansible_rulebook") / kind / f"{plugin}.py")
     for candidate in candidates:
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # False even for a name that no file can have
             return candidate
     known = sorted(path.stem for path in (HOME / f"{kind}s").glob("[a-z]*.py"))
     raise RulebookError(
         f"There is no {kind.replace('_', ' ')} {name!r}. Looked for "
-        f"{', '.join(map(str, candidates)) or 'nothing'}; zamu's own are {', '.join(known)}."
+        f"{', '.join(map(str, candidates)) or 'nothing'}; zamu's own are {', '.join(known) or 'none'}."
     )
+
+
+def is_own_source(path: Path, directory: Path) -> bool:
+    """Whether a source is the house's or zamu's own, and not from a collection or from the engine."""
+    return path.parent in (directory, HOME / "event_sources")
 
 
 def _package(name: str) -> Path:
@@ -196,7 +287,7 @@ def find_playbook(name: str, directory: Path) -> tuple[str, Path]:
         path = _package("ansible_collections") / namespace / collection / "playbooks" / f"{playbook}.yml"
     else:
         path = directory / name if Path(name).suffix else directory / f"{name}.yml"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise RulebookError(f"There is no playbook {name!r}: {path} does not exist.")
     return playbook_name(path, directory) or name, path.resolve()
 

@@ -32,6 +32,12 @@ class Secret:
     def __repr__(self) -> str:
         return "Secret(…)"
 
+    @property
+    def file(self) -> Path | None:
+        """The file that holds it in the clear, where one does."""
+        kind, _, name = self._reference.partition(":")
+        return Path(name).expanduser() if kind == "file" else None
+
     def reveal(self) -> str:
         """The secret, without the line end of a file. Raises ConfigError."""
         kind, _, name = self._reference.partition(":")

@@ -53,6 +53,11 @@ class State:
         """What the gate has to know, written by the engine's supervisor."""
         return self.root / "engine" / "gate.json"
 
+    @property
+    def alarms(self) -> Path:
+        """What intake knows to be wrong with zamu itself, and what was told of it."""
+        return self.root / "alarms.json"
+
     def create(self) -> None:
         """Make the directories. Others than owner and group see nothing of them."""
         for directory in (self.root, self.engine, self.bells, self.tokens, self.logs):

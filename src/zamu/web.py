@@ -7,20 +7,42 @@ it is on disk.
 
 import asyncio
 import logging
+import resource
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
-from zamu.config import Intake
+from zamu.config import Intake, Limits
 from zamu.errors import ConfigError, JournalError, JournalFull
 
 log = logging.getLogger("zamu.intake")
 
 #: What a sender is asked to wait when we cannot take its event now, in seconds.
 RETRY_AFTER = "10"
+#: Open files that intake needs beside its connections: databases, logs, sockets of sources.
+_OTHER_FILES = 200
+
+
+type _Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class _NotHttp(logging.Filter):
+    """Leaves out what aiohttp says of requests that are none: the sender was answered 400.
+
+    Anybody may send such, and as often as he likes. `--verbose` shows them.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, HttpProcessingError) or log.isEnabledFor(logging.DEBUG)
+
+
+_http_log = logging.getLogger("zamu.intake.http")
+_http_log.addFilter(_NotHttp())
 
 
 class Refusal(Exception):
@@ -50,13 +72,72 @@ class Route:
     admit: Callable[[Mapping[str, str]], None] = lambda _: None
 
 
+class _Bounded(web.Server):
+    """aiohttp's server with a bound on connections.
+
+    A new connection is always heard: the one that has been idle longest gives way to it. So nobody
+    keeps a sender out by opening connections and saying nothing.
+    """
+
+    def __init__(self, handler: _Handler, limits: Limits) -> None:
+        super().__init__(
+            handler,
+            logger=_http_log,
+            keepalive_timeout=limits.idle.total_seconds(),
+            lingering_time=limits.linger.total_seconds(),
+            max_line_size=limits.header_size,
+            max_field_size=limits.header_size,
+            max_headers=limits.headers,
+            auto_decompress=False,  # or who has no token could make us unpack what he likes
+        )
+        self._most = limits.connections
+        self._idle: dict[web.RequestHandler, asyncio.Transport] = {}  # that of the longest first
+        self._busy: dict[web.RequestHandler, asyncio.Transport] = {}
+        self._crowded = False
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        """Count a connection, and make room for it."""
+        super().connection_made(handler, transport)
+        self._idle[handler] = transport
+        if len(self._idle) + len(self._busy) > self._most:
+            if not self._crowded:
+                log.warning(
+                    "More than %d connections at once (limits.connections): idle ones are closed.", self._most
+                )
+            self._crowded = True
+            self._idle.pop(next(iter(self._idle))).abort()
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        """Forget a connection."""
+        super().connection_lost(handler, exc)
+        self._idle.pop(handler, None)
+        self._busy.pop(handler, None)
+        if len(self._idle) + len(self._busy) < self._most // 2:
+            self._crowded = False
+
+    def begin(self, handler: web.RequestHandler) -> None:
+        """A request came on a connection: it does not give way now."""
+        transport = self._idle.pop(handler, None)
+        if transport is not None:
+            self._busy[handler] = transport
+
+    def end(self, handler: web.RequestHandler) -> None:
+        """Its request is answered: it is the last to give way."""
+        transport = self._busy.pop(handler, None)
+        if transport is not None:
+            self._idle[handler] = transport
+
+
 class Server:
     """Routes can come and go while it runs."""
 
-    def __init__(self, options: Intake) -> None:
+    def __init__(self, options: Intake, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
         self._options = options
         self._routes: dict[str, Route] = {}
+        self._server: _Bounded | None = None
         self._runner: web.ServerRunner | None = None
+        self._held = 0
         self._closing = False
 
     def add(self, path: str, route: Route) -> None:
@@ -74,8 +155,9 @@ class Server:
         context = None
         if self._options.tls is not None:
             context = _tls(str(self._options.tls.certificate), str(self._options.tls.key))
-        server = web.Server(self._answer)
-        self._runner = web.ServerRunner(server)
+        _allow_files(self.limits.connections + _OTHER_FILES)
+        self._server = _Bounded(self._answer, self.limits)
+        self._runner = web.ServerRunner(self._server)
         await self._runner.setup()
         host, port = self._options.address
         try:
@@ -104,6 +186,8 @@ class Server:
             await self._runner.cleanup()
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
+        assert self._server is not None
+        self._server.begin(request.protocol)
         try:
             return await self._dispatch(request)
         except Refusal as refusal:
@@ -116,6 +200,8 @@ class Server:
         except JournalError as error:
             log.error("%s", error)
             return _refuse(Refusal(503, "The journal cannot take it now.", {"Retry-After": RETRY_AFTER}))
+        finally:
+            self._server.end(request.protocol)
 
     async def _dispatch(self, request: web.BaseRequest) -> web.Response:
         if self._closing:
@@ -127,26 +213,58 @@ class Server:
         if method != route.method:
             raise Refusal(405, f"Use {route.method} here.", {"Allow": route.method})
         route.admit(request.headers)
-        body = await self._body(request) if method == "POST" else b""
-        return await route.handle(Request(request.headers, body))
-
-    async def _body(self, request: web.BaseRequest) -> bytes:
-        limit = self._options.body_limit
-        too_large = Refusal(413, f"The body is larger than {limit} bytes.", {"Connection": "close"})
-        if (request.content_length or 0) > limit:
-            raise too_large
+        if method == "GET":
+            return await route.handle(Request(request.headers, b""))
+        if request.headers.get("Content-Encoding", "identity") != "identity":
+            raise Refusal(415, "Compressed bodies are not taken; send it as it is.")
         body = bytearray()
         try:
-            async with asyncio.timeout(self._options.body_timeout.total_seconds()):
+            await self._read(request, body)
+            return await route.handle(Request(request.headers, bytes(body)))
+        finally:
+            self._held -= len(body)
+
+    async def _read(self, request: web.BaseRequest, body: bytearray) -> None:
+        """Fill `body` with what was sent. What lies there counts as held until it is answered."""
+        if (request.content_length or 0) > self.limits.body:
+            raise self._too_large()
+        try:
+            if request.content.is_eof():  # it came with its headers, as most do
+                self._hold(body, request.content.read_nowait())
+                return
+            async with asyncio.timeout(self.limits.body_time.total_seconds()):
                 async for chunk in request.content.iter_any():
-                    body += chunk
-                    if len(body) > limit:
-                        raise too_large
+                    self._hold(body, chunk)
         except TimeoutError:
             raise Refusal(408, "The body did not come in time.", {"Connection": "close"}) from None
         except web.RequestPayloadError:
             raise Refusal(400, "The body is broken.", {"Connection": "close"}) from None
-        return bytes(body)
+
+    def _hold(self, body: bytearray, chunk: bytes) -> None:
+        body += chunk
+        self._held += len(chunk)
+        if len(body) > self.limits.body:
+            raise self._too_large()
+        if self._held > self.limits.bodies:
+            headers = {"Retry-After": RETRY_AFTER, "Connection": "close"}
+            raise Refusal(
+                503, f"The bodies of all senders are more than {self.limits.bodies} bytes.", headers
+            )
+
+    def _too_large(self) -> Refusal:
+        return Refusal(413, f"The body is larger than {self.limits.body} bytes.", {"Connection": "close"})
+
+
+def _allow_files(number: int) -> None:
+    """Raise this process's own bound on open files to `number`, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < number:
+        raise ConfigError(
+            f"limits.connections needs {number} open files, and this process may have {hard} (ulimit -Hn). "
+            "Set limits.connections lower, or raise LimitNOFILE."
+        )
+    if soft != resource.RLIM_INFINITY and soft < number:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
 
 
 def _refuse(refusal: Refusal) -> web.Response:

@@ -1,237 +1,280 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What arrives is text: nothing in it runs, nothing in it widens a target, and it arrives unchanged.
+"""What arrives is text: nothing in it runs, nothing widens a target, nothing is lost, nothing falls over.
 
-The real engine and the real Ansible take each hostile alert through a rule that does what careless
-rules do: it copies and joins fields into variables, and its playbook prints, compares, quotes and
-writes them. `touch CANARY` is what each attack would do.
+The table is in `security/table.py`, the house that is attacked in `security/house.py`: the real
+intake, the real engine and the real Ansible, one running zamu for all cases. After every case both
+parts live, a healthy alert is taken, and the canary was not touched; at the end each healthy alert
+was delivered, and no line of any log was forged.
 """
 
 import ast
+import json
+import re
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from harness import Zamu, alert, group, wait_until
+from harness import alert, group, wait_until
+from security.house import House
+from security.table import (
+    CANARY,
+    EXTRAS,
+    FORGED,
+    MESSAGES,
+    REQUESTS,
+    TARGETS,
+    TEXTS,
+    UNITS,
+    Sender,
+)
+from zamu.journal import Entry
+from zamu.ledger import Run, Status
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
-LOOKUP = "lookup('ansible.builtin.pipe', 'touch CANARY')"
-LOOKUP_DOUBLE = LOOKUP.replace("'", '"')
+#: Cases of the table, without those that look at it as a whole.
+CASES = len(TEXTS) + len(EXTRAS) + len(TARGETS) + len(UNITS) + len(MESSAGES) + len(REQUESTS)
 
-#: name -> the two fields that the rule joins; the first is also used alone.
-ATTACKS: dict[str, tuple[str, str]] = {
-    "expression": ("{{ " + LOOKUP + " }}", ""),
-    "statement": ("{% set x = " + LOOKUP + " %}", ""),
-    "comment": ("{# harmless #}{{ " + LOOKUP + " }}", ""),
-    "raw block": ("{% raw %}{% endraw %}{{ " + LOOKUP + " }}", ""),
-    "own delimiters": (
-        "#jinja2: variable_start_string:'[%', variable_end_string:'%]'\n[% " + LOOKUP + " %]",
-        "",
-    ),
-    "joined expression": ("{", "{ " + LOOKUP + " }}"),
-    "joined statement": ("{", "% set x = " + LOOKUP + " %}"),
-    "joined header": (
-        "#jinja2: variable_start_string:'[%', ",
-        "variable_end_string:'%]'\n[% " + LOOKUP + " %]",
-    ),
-    "hex escapes": ("'\\x7b\\x7b " + LOOKUP_DOUBLE + " \\x7d\\x7d'", ""),
-    "unicode escapes": ("'\\u007b\\u007b " + LOOKUP_DOUBLE + " \\u007d\\u007d'", ""),
-    "octal escapes": ("'\\173\\173 " + LOOKUP_DOUBLE + " \\175\\175'", ""),
-    "escapes in a list": ("['\\x7b\\x7b " + LOOKUP_DOUBLE + " \\x7d\\x7d']", ""),
-    "escapes in a mapping": ("{'a': '\\x7b\\x7b " + LOOKUP_DOUBLE + " \\x7d\\x7d'}", ""),
-    "escapes in a key": ("{'\\x7b\\x7b " + LOOKUP_DOUBLE + " \\x7d\\x7d': 1}", ""),
-    "joined literal": ("'\\x7b", "\\x7b " + LOOKUP_DOUBLE + " \\x7d\\x7d'"),
-    "python call": ("__import__('os').system('touch CANARY')", ""),
-    "unsafe tag": ("!unsafe '{{ " + LOOKUP_DOUBLE + " }}'", ""),
-    "vault tag": ("!vault |\n  $ANSIBLE_VAULT;1.1;AES256\n  00", ""),
-    "yaml document": ("a: b\n---\n- hosts: all\n  tasks: [{shell: touch CANARY}]", ""),
-    "shell words": ("$(touch CANARY) `touch CANARY` ; touch CANARY | touch CANARY", ""),
-    "quotes": ("\"'; touch CANARY; '\"", ""),
-    "emoji": ("disk is full \N{PILE OF POO} \N{FIRE}", ""),
-    "control characters": ("a\x07b\x1b[31mred\x1b[0m\r\nnext", ""),
-}
 
-PLAYBOOK: list[dict[str, Any]] = [
-    {
-        "name": "Careless things are done with the fields of an event",
-        "hosts": "all",
-        "gather_facts": False,
-        "tasks": [
-            {"name": "Print the variables", "ansible.builtin.debug": {"msg": "{{ single }} {{ joined }}"}},
-            {"name": "Compare", "ansible.builtin.debug": {"msg": "same"}, "when": "joined == single"},
-            {
-                "name": "Quote",
-                "ansible.builtin.shell": "printf %s {{ text | quote }}",
-                "changed_when": False,
-                "vars": {"text": "{{ joined | string }}"},
-            },
-            {
-                "name": "Write the field as it came",
-                "ansible.builtin.copy": {
-                    "content": "{{ ansible_eda.event.alert.annotations.first }}",
-                    "dest": "OUT/{{ ansible_eda.event.alert.fingerprint }}",
-                    "mode": "0600",
-                },
-            },
-        ],
-        "roles": [],
-    },
-    {
-        "name": "The outcome is looked at",
-        "hosts": "all",
-        "gather_facts": False,
-        "roles": [{"role": "verify_nothing"}],
-    },
-]
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with House(tmp_path_factory.mktemp("hostile")).standing() as house:
+        yield house
 
-RULES: list[dict[str, Any]] = [
-    {
-        "name": "Hostile alerts",
-        "hosts": "all",
-        "sources": [{"name": "alertmanager", "alertmanager": {}}],
-        "rules": [
-            {
-                "name": "Do careless things",
-                "condition": 'event.alert.labels.alertname == "Hostile"',
-                "action": {
-                    "run_playbook": {
-                        "name": "careless.yml",
-                        "extra_vars": {
-                            "single": "{{ event.alert.annotations.first }}",
-                            "joined": "{{ event.alert.annotations.first }}{{ event.alert.annotations.second }}",
-                            "nested": {"list": ["{{ event.alert.annotations.first }}"]},
-                        },
-                    }
-                },
-            },
-        ],
+
+@pytest.fixture(autouse=True)
+def nothing_fell_over(house: House) -> Iterator[None]:
+    yield
+    house.is_well()
+
+
+def fingerprint(kind: str, sentence: str) -> str:
+    return f"{kind}-{sentence}"[:64]
+
+
+def text_alert(house: House, sentence: str, first: str, second: str = "", **extra: Any) -> dict[str, Any]:
+    """An alert that the careless rule acts upon, with these annotations."""
+    name = fingerprint("text", sentence)
+    number = str([*TEXTS, *EXTRAS].index(sentence))
+    found = alert("Hostile", fingerprint=name, instance="web1", number=number)
+    labels = {**extra.pop("labels", {}), **found["labels"]}
+    return {
+        **found,
+        **armed(house, extra),
+        "labels": labels,
+        "annotations": armed(house, {"first": first, "second": second}),
     }
-]
+
+
+def armed(house: House, value: dict[str, Any]) -> dict[str, Any]:
+    """The same, with the path of the canary in it."""
+    found: dict[str, Any] = json.loads(json.dumps(value).replace(CANARY, str(house.canary)))
+    return found
 
 
 @pytest.fixture(scope="module")
-def zamu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zamu]:
-    import yaml
-
-    directory = tmp_path_factory.mktemp("hostile")
-    local = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
-    one = Zamu(
-        directory / "zamu",
-        hosts={"web1": local, "web2": local},
-        rulebooks={"hostile.yml": RULES},
-        config={"guard": {"actions": {"careless": {"cooldown": "0s"}}}},
-    )
-    (directory / "out").mkdir()
-    text = yaml.safe_dump(PLAYBOOK, sort_keys=False).replace("OUT", str(directory / "out"))
-    (one.directory / "playbooks" / "careless.yml").write_text(text)
-    tasks = one.directory / "playbooks" / "roles" / "verify_nothing" / "tasks"
-    tasks.mkdir(parents=True)
-    tasks.joinpath("main.yml").write_text(
-        yaml.safe_dump([{"name": "Look", "ansible.builtin.debug": {"msg": "fine"}}])
-    )
-    with one:
-        one.start("run")
-        one.wait_ready()
-        yield one
-
-
-def hostile(name: str, first: str, second: str, **labels: str) -> dict[str, Any]:
-    found = alert("Hostile", fingerprint=name.replace(" ", "-"), **labels)
-    return found | {"annotations": {"first": first, "second": second}}
-
-
-@pytest.fixture(scope="module")
-def played(zamu: Zamu) -> dict[str, dict[str, Any]]:
-    """All attacks, sent at once; the run of each by its name."""
-    canary = str(zamu.directory / "canary")
-    alerts = [
-        hostile(name, first.replace("CANARY", canary), second.replace("CANARY", canary), instance="web1")
-        for name, (first, second) in ATTACKS.items()
+def sent(house: House) -> dict[str, Entry]:
+    """Everything that is for the engine, sent at once; what was stored, by the alert's fingerprint."""
+    alerts = [text_alert(house, sentence, *texts) for sentence, texts in TEXTS.items()]
+    alerts += [text_alert(house, sentence, "text", "", **extra) for sentence, extra in EXTRAS.items()]
+    alerts += [
+        alert("Hostile", fingerprint=fingerprint("target", sentence), **labels)
+        | {"annotations": {"first": "text", "second": ""}}
+        for sentence, labels in TARGETS.items()
     ]
-    status, answer = zamu.post(group(*alerts))
-    assert status == 202, answer
-    ended = ("successful", "failed", "denied")
-    zamu.wait_for_run("careless", *ended, count=len(ATTACKS), within=240)
-    names = {event["uuid"]: event["event"]["alert"]["fingerprint"] for event in alert_events(zamu)}
-    return {names[run["events"][0]]: run for run in zamu.runs("careless") if run["events"][0] in names}
+    alerts += [
+        alert(
+            "SystemdUnitFailed",
+            fingerprint=fingerprint("unit", sentence),
+            instance=f"web1:{number}",  # the rule does one thing at a time for each of these
+            name=unit.replace(CANARY, str(house.canary)),
+        )
+        for number, (sentence, unit) in enumerate(UNITS.items())
+    ]
+    for number, (sentence, name) in enumerate(MESSAGES.items()):
+        mark = name.replace("MARK", f"MARK{number}E").replace(CANARY, str(house.canary))
+        labels = {"instance": "web1", "name": mark}
+        alerts.append(alert("SystemdUnitFailed", "resolved", fingerprint("message", sentence), **labels))
+    half = len(alerts) // 2
+    for part in (alerts[:half], alerts[half:]):
+        status, answer = house.post(group(*part, meta={"hosts": ["web2"]}, hosts=["web2"], zamu_action={}))
+        assert status == 202, answer
+    stored = {**house.alerts("Hostile"), **house.alerts("SystemdUnitFailed")}
+    assert len(stored) == len(alerts)
+    return stored
 
 
-def alert_events(zamu: Zamu) -> list[dict[str, Any]]:
-    return [event for event in zamu.events() if "alert" in event["event"]]
+@pytest.fixture(scope="module")
+def played(house: House, sent: dict[str, Entry]) -> dict[str, list[Run]]:
+    """The runs that it set off, when they have ended."""
+    house.done_for(sent.values(), within=240)
+    runs = house.runs_by_event()
+    return {name: runs.get(entry.event["meta"]["uuid"], []) for name, entry in sent.items()}
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-def test_hostile_text_stays_text(zamu: Zamu, played: dict[str, dict[str, Any]], name: str) -> None:
-    run = played[name.replace(" ", "-")]
-    assert run["status"] == "successful", f"{run['reason']}\n{zamu.story()}"
-    assert run["hosts"] == ["web1"]
-    canary = str(zamu.directory / "canary")
-    written = (zamu.directory.parent / "out" / name.replace(" ", "-")).read_bytes().decode()
-    assert written == ATTACKS[name][0].replace("CANARY", canary)
+@pytest.mark.parametrize("sentence", REQUESTS)
+@pytest.mark.usefixtures("sent")  # the engine is at work meanwhile
+def test_a_request_gets_a_clear_answer(house: House, sentence: str) -> None:
+    case = REQUESTS[sentence]
+    body = json.dumps(group(alert("Asked", fingerprint=fingerprint("request", sentence)))).encode()
+    heard = case.send(Sender(house.port, house.bearer, body))
+    expected = case.status if isinstance(case.status, tuple) else (case.status,)
+    assert heard.status in expected, heard
+    if case.status not in (None, 202):
+        assert case.words in heard.sentence
+        assert fingerprint("request", sentence) not in house.alerts("Asked")
 
 
-def test_none_of_it_ran(zamu: Zamu, played: dict[str, dict[str, Any]]) -> None:
+def test_every_request_of_a_pipeline_is_answered(house: House) -> None:
+    body = json.dumps(group(alert("Asked", fingerprint="pipeline"))).encode()
+    heard = REQUESTS["a hundred requests at once"].send(Sender(house.port, house.bearer, body))
+    assert [status for status, _ in heard.answers] == [202] * 100
+    assert "pipeline" in house.alerts("Asked")
+
+
+@pytest.mark.parametrize("sentence", [*TEXTS, *EXTRAS])
+def test_text_stays_text(house: House, played: dict[str, list[Run]], sentence: str) -> None:
+    name = fingerprint("text", sentence)
+    (run,) = played[name]
+    assert run.status is Status.SUCCESSFUL, f"{run.reason}\n{house.story()}"
+    assert (run.intent.playbook, run.intent.hosts) == ("careless", ["web1"])
+    meta = house.alerts("Hostile")[name].event["meta"]
+    assert (meta["hosts"], meta["source"]["name"]) == (["web1"], "alertmanager")
+    assert not {"depth", "identity", "unreadable"} & set(meta)
+    first = TEXTS.get(sentence, ("text", ""))[0].replace(CANARY, str(house.canary))
+    number = [*TEXTS, *EXTRAS].index(sentence)
+    assert (house.out / str(number)).read_bytes().decode() == first
+
+
+@pytest.mark.parametrize("sentence", TARGETS)
+def test_no_label_widens_the_target(played: dict[str, list[Run]], sentence: str) -> None:
+    (run,) = played[fingerprint("target", sentence)]
+    assert run.status is Status.DENIED
+    assert str(run.reason).startswith("no inventory host")
+
+
+@pytest.mark.parametrize("sentence", UNITS)
+def test_no_name_of_a_unit_is_anything_else(
+    house: House, played: dict[str, list[Run]], sentence: str
+) -> None:
+    (run,) = played[fingerprint("unit", sentence)]
+    assert run.intent.playbook == "boma.zamu.restart_unit"
+    assert run.intent.variables["restart_unit_name"] == UNITS[sentence].replace(CANARY, str(house.canary))
+    assert run.status is Status.FAILED, run.reason
+    assert "restart_unit_name" in str(run.reason)
+    assert not house.asked.exists(), house.asked.read_text()
+
+
+@pytest.mark.parametrize("sentence", MESSAGES)
+def test_a_message_is_one_plain_message(house: House, played: dict[str, list[Run]], sentence: str) -> None:
+    (run,) = played[fingerprint("message", sentence)]
+    assert run.intent.playbook == "boma.zamu.notify"
+    mark = f"MARK{[*MESSAGES].index(sentence)}E"
+    ((to, mail),) = wait_until(lambda: house.mailbox.found(mark), 30, house.story)
+    assert to == ["you@example.net"]
+    assert [name for name in mail if name.lower() in ("bcc", "x-forged")] == []
+    assert len(mail.get_all("Subject", [])) == 1
+    (title,) = [one.title for one in house.told() if mark in one.title]
+    assert title.isprintable()
+    assert len(title.encode()) <= 203
+    html = mail.get_body(("html",))
+    assert html is None or not re.search(r"<(img|a|script)\b", str(html.get_content()))
+
+
+def test_connections_that_say_nothing_keep_nobody_out(house: House) -> None:
+    """Ten times as many as are allowed; the longest silent gives way to who has something to say."""
+    silent = []
+    try:
+        for _ in range(2_000):
+            silent.append(socket.create_connection(("127.0.0.1", house.port), timeout=10))
+        house.is_well()
+    finally:
+        for one in silent:
+            one.close()
+
+
+def test_an_alert_that_cannot_be_read_is_a_dead_letter_and_takes_no_other_with_it(house: House) -> None:
+    good = alert("Asked", fingerprint="beside", instance="web1")
+    bad: list[Any] = [
+        {**good, "labels": {"a": {"b": FORGED}}},
+        17,
+        None,
+        [],
+        {**good, "fingerprint": "x" * 65},
+    ]
+    before = len([entry for entry in house.entries if entry.state == "dead"])
+    assert house.post(group(*bad, good))[0] == 202
+    dead = [entry for entry in house.entries if entry.state == "dead"]
+    assert len(dead) - before == len(bad)
+    assert all(entry.reason for entry in dead)
+    assert house.alerts("Asked")["beside"].state != "dead"
+
+
+def test_no_line_was_forged(house: House, played: dict[str, list[Run]]) -> None:
+    """Not in a log, not on the console, not in a table, and none steers a terminal."""
     assert played
-    assert not (zamu.directory / "canary").exists()
+    logs = {
+        path.name: path.read_bytes() for path in (house.directory / "run.log", *house.state.glob("logs/*"))
+    }
+    for command in ("events", "runs", "messages"):
+        done = subprocess.run(house.command(command), capture_output=True, check=True, timeout=60)
+        logs[f"zamu {command}"] = done.stdout
+    for name, raw in logs.items():
+        ours = not name.startswith("run-")  # which is what Ansible printed
+        lines = raw.decode().splitlines() if ours else raw.decode().split("\n")
+        assert [line for line in lines if line.startswith(FORGED)] == [], name
+        if ours:
+            odd = {char for line in lines for char in line if not char.isprintable()}
+            assert odd <= {"\t"}, (name, odd)
 
 
-def test_the_attacks_are_real(zamu: Zamu) -> None:
+def test_each_line_of_json_is_one_event(house: House, played: dict[str, list[Run]]) -> None:
+    assert played
+    for command in ("events", "runs", "messages"):
+        done = subprocess.run(
+            house.command(command, "--json"), capture_output=True, check=True, text=True, timeout=60
+        )
+        lines = done.stdout.splitlines()  # at every character that somebody takes for an end of a line
+        assert all(line.isprintable() for line in lines)
+        assert all(isinstance(json.loads(line), dict) for line in lines)
+
+
+def test_nothing_was_lost_or_started_again(house: House, played: dict[str, list[Run]]) -> None:
+    """Each healthy alert was delivered, to the engine that was there at the beginning."""
+    assert played
+    house.all_delivered(within=60)
+    known = house.alerts("Healthy")
+    assert {name: known[name].state for name in house.healthy} == dict.fromkeys(house.healthy, "delivered")
+    assert house.engine_and_intake() == house.processes
+
+
+def test_the_table_is_as_long_as_is_promised() -> None:
+    assert CASES >= 60
+    sent = [*TEXTS.values(), *map(str, EXTRAS.values()), *map(str, TARGETS.values()), *UNITS.values()]
+    assert len(set(sent)) == len(sent)
+
+
+def test_the_attacks_are_real(house: House) -> None:
     """The same text, trusted as Ansible trusts an extra-vars file, does run: the canary can sing."""
-    import subprocess
-    import sys
-
-    canary = zamu.directory / "sings"
-    text = ATTACKS["expression"][0].replace("CANARY", str(canary))
-    escaped = ast.literal_eval(ATTACKS["hex escapes"][0].replace("CANARY", str(canary)))
+    canary = house.directory / "sings"
+    text = TEXTS["an expression"][0].replace(CANARY, str(canary))
+    escaped = ast.literal_eval(TEXTS["a literal with hex escapes"][0].replace(CANARY, str(canary)))
     assert escaped.startswith("{{")
-    playbook = zamu.directory / "print.yml"
+    playbook = house.directory / "print.yml"
     playbook.write_text("[{hosts: localhost, gather_facts: false, tasks: [{debug: {msg: '{{ single }}'}}]}]")
-    variables = zamu.directory / "vars.yml"
-    import yaml
-
+    variables = house.directory / "vars.yml"
     variables.write_text(yaml.safe_dump({"single": text}))
     ansible = Path(sys.executable).with_name("ansible-playbook")
     subprocess.run(
         [str(ansible), "-i", "localhost,", "-c", "local", "-e", f"@{variables}", str(playbook)],
         check=True,
         capture_output=True,
-        cwd=zamu.directory,
+        cwd=house.directory,
     )
     assert canary.exists()
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [
-        {},
-        {"instance": ""},
-        {"instance": "all"},
-        {"instance": "*"},
-        {"instance": "~.*"},
-        {"instance": "@/etc/passwd"},
-        {"instance": "web1:web2"},
-        {"instance": "web1,web2"},
-        {"instance": "!web1"},
-        {"instance": "ungrouped"},
-        {"instance": "localhost"},
-        {"instance": "--limit=web1"},
-        {"instance": "{{ groups.all | first }}"},
-    ],
-    ids=lambda labels: labels.get("instance", "none") or "empty",
-)
-def test_no_label_widens_the_target(zamu: Zamu, labels: dict[str, str]) -> None:
-    name = f"target-{labels.get('instance', 'none')}".replace(" ", "-")
-    assert zamu.post(group(hostile(name, "text", "", **labels)))[0] == 202
-
-    def denied() -> dict[str, Any] | None:
-        uuids = [
-            event["uuid"] for event in alert_events(zamu) if event["event"]["alert"]["fingerprint"] == name
-        ]
-        return next((run for run in zamu.runs("careless") if run["events"] == uuids), None)
-
-    run = wait_until(denied, 60, zamu.story)
-    assert run["status"] == "denied"
-    assert run["reason"].startswith("no inventory host")
-    assert not (zamu.directory.parent / "out" / name).exists()

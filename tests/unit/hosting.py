@@ -13,7 +13,7 @@ import aiohttp
 
 from harness import ROOT
 from zamu import inventory
-from zamu.config import Config, Intake
+from zamu.config import Config, Intake, Limits
 from zamu.intake.host import host
 from zamu.intake.webhook import Shelter, token_file
 from zamu.journal import Entry
@@ -101,12 +101,13 @@ async def hosting(
     directory: Path,
     journal: Journal,
     hosts: dict[str, dict[str, Any]] | None = None,
+    limits: Limits | None = None,
     **intake: Any,
 ) -> AsyncIterator[Hosting]:
     """A running server without sources; `hosts` is the inventory."""
     options = Intake(listen="127.0.0.1:0", **intake)
     config = Config(root=directory, intake=options, event_sources=ROOT / "event_sources")
-    server = Server(options)
+    server = Server(options, limits)
     await server.start()
     timeout = aiohttp.ClientTimeout(total=WITHIN)
     async with aiohttp.ClientSession(timeout=timeout) as session:

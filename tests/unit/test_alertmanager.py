@@ -285,6 +285,25 @@ async def test_an_empty_group_is_taken(tmp_path: Path, journal: Journal) -> None
         assert house.events == []
 
 
+async def test_what_a_large_message_says_of_its_group_is_kept_only_where_it_is_short(
+    tmp_path: Path, journal: Journal
+) -> None:
+    # 1e15 is the number that grows most when it is written again.
+    for fields in (
+        {"commonAnnotations": {"text": "x" * 20_000}},
+        {"externalURL": "ü" * 3_000},
+        {"extra": [1e15] * 1_000},
+    ):
+        async with alertmanager(tmp_path, journal) as house:
+            body = json.dumps(group(alert("X", fingerprint=next(iter(fields))), **fields), ensure_ascii=False)
+            assert (await house.post(body.replace("1000000000000000.0", "1e15").encode())).status == 202
+            kept = house.events[-1]["group"]
+            assert set(kept) == set(group()) - {"alerts"} - set(fields)
+    async with alertmanager(tmp_path, journal) as house:
+        assert (await house.post(group(alert("X", fingerprint="4"), externalURL="x" * 3_000))).status == 202
+        assert house.events[-1]["group"]["externalURL"] == "x" * 3_000
+
+
 def without(field: str) -> dict[str, Any]:
     bad = alert("X", fingerprint="2")
     del bad[field]

@@ -18,6 +18,7 @@ from zamu.rulebooks import load
 RULE: dict[str, Any] = {
     "name": "Mend",
     "condition": "event.alert.status == 'firing'",
+    "throttle": {"once_within": "1 second", "group_by_attributes": ["event.alert.fingerprint"]},
     "action": {"run_playbook": {"name": "mend", "extra_vars": {"unit": "{{ event.alert.labels.name }}"}}},
 }
 RULESET: dict[str, Any] = {
@@ -34,7 +35,8 @@ def composed(directory: Path, *rulesets: dict[str, Any]) -> list[dict[str, Any]]
     """Compose rulesets as they would stand in a file, and check the outcome as the engine will."""
     for name in ("rulebooks", "playbooks"):
         (directory / name).mkdir(exist_ok=True)
-    (directory / "playbooks" / "mend.yml").write_text("[]")
+    play = {"name": "Mended", "hosts": "all", "roles": ["boma.zamu.verify_unit"]}
+    (directory / "playbooks" / "mend.yml").write_text(yaml.safe_dump([play]))
     (directory / "rulebooks" / "things.yml").write_text(yaml.safe_dump(list(rulesets), sort_keys=False))
     return checked(Config(root=directory))
 
@@ -139,82 +141,24 @@ def test_actions_that_start_nothing_are_allowed(tmp_path: Path, kind: str) -> No
     assert kind in found["rules"][0]["action"]
 
 
-@pytest.mark.parametrize(
-    "action",
-    [
-        {"run_module": {"name": "ansible.builtin.command", "module_args": {"cmd": "id"}}},
-        {"run_job_template": {"name": "t", "organization": "o"}},
-        {"run_workflow_template": {"name": "t", "organization": "o"}},
-        {"shutdown": {}},
-    ],
-)
-@pytest.mark.parametrize("several", [False, True])
-def test_actions_that_go_round_the_gate_are_refused_with_file_and_rule(
-    tmp_path: Path, action: dict[str, Any], several: bool
+def test_what_the_check_finds_wrong_is_refused_with_all_of_its_lines(tmp_path: Path) -> None:
+    module = {"run_module": {"name": "ansible.builtin.command", "module_args": {"cmd": "id"}}}
+    rules = [{**RULE, "action": module}, {**RULE, "name": "Other", "condition": "event.alert.status ="}]
+    with pytest.raises(RulebookError) as refusal:
+        composed(tmp_path, {**RULESET, "rules": rules})
+    lines = str(refusal.value).splitlines()
+    assert lines[0] == "The rulebooks cannot be used as they stand."
+    assert [line.split(": ")[1] for line in lines[1:]] == ["gate", "condition"]
+
+
+def test_what_the_check_warns_of_is_logged_and_composed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rule = {**RULE, "actions": [{"debug": {}}, action]} if several else {**RULE, "action": action}
-    if several:
-        del rule["action"]
-    words = rf"things\.yml: rule 'Mend': the action {next(iter(action))} would go round the gate"
-    with pytest.raises(RulebookError, match=words):
-        composed(tmp_path, {**RULESET, "rules": [rule]})
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("retry", True),
-        ("retries", 3),
-        ("delay", 5),
-        ("set_facts", True),
-        ("post_events", True),
-        ("ruleset", "Other"),
-        ("json_mode", True),
-        ("copy_files", True),
-    ],
-)
-def test_what_would_go_round_the_ledger_is_refused_with_what_is_allowed(
-    tmp_path: Path, key: str, value: object
-) -> None:
-    words = rf"rule 'Mend': run_playbook may not say '{key}' here \(allowed: extra_vars, lock, name,"
-    with pytest.raises(RulebookError, match=words):
-        composed(tmp_path, changed(action={"run_playbook": {"name": "mend", key: value}}))
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("nobody", "There is no playbook 'nobody'"),
-        ("{{ event.x }}", "is a template: name one playbook"),
-        ("boma.zamu.nobody", "There is no playbook 'boma.zamu.nobody'"),
-    ],
-)
-def test_a_playbook_that_cannot_be_meant_is_refused_with_file_and_rule(
-    tmp_path: Path, name: str, words: str
-) -> None:
-    with pytest.raises(RulebookError, match=rf"things\.yml: rule 'Mend': .*{words}"):
-        composed(tmp_path, changed(action={"run_playbook": {"name": name}}))
-
-
-@pytest.mark.parametrize("variables", [["a"], "a=b", "{{ event.alert }}"])
-def test_variables_that_are_not_named_one_by_one_are_refused(tmp_path: Path, variables: object) -> None:
-    with pytest.raises(RulebookError, match="not a mapping|is not of type|is not valid"):
-        composed(tmp_path, changed(action={"run_playbook": {"name": "mend", "extra_vars": variables}}))
-
-
-@pytest.mark.parametrize(
-    ("broken", "place"),
-    [
-        ({"rules": [{"name": "Mend", "action": {"debug": {}}}]}, "rules.0"),
-        ({"rules": [{**RULE, "action": {"unknown_action": {}}}]}, "rules.0"),
-        ({"unknown_key": 1}, "Additional properties are not allowed"),
-    ],
-)
-def test_what_the_engine_would_refuse_is_refused_with_file_ruleset_and_place(
-    tmp_path: Path, broken: dict[str, Any], place: str
-) -> None:
-    with pytest.raises(RulebookError, match=rf"things\.yml: 'Things': {place}"):
-        composed(tmp_path, {**RULESET, **broken})
+    other = deepcopy({**RULESET, "name": "Others"})
+    with caplog.at_level("WARNING", "zamu.engine"):
+        assert len(composed(tmp_path, RULESET, other)) == 2
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "warning: rule-name: a rule of 'Things' is named 'Mend', too" in warning
 
 
 def test_the_repositorys_own_rulebooks_compose() -> None:

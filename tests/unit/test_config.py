@@ -10,7 +10,7 @@ from ansible.parsing.vault import VaultLib, VaultSecret
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zamu.config import HOME, Config, Intake, load, parse_duration
+from zamu.config import HOME, Config, Limits, load, parse_duration
 from zamu.errors import ConfigError
 
 CLEAR = "hunter2-in-the-clear"
@@ -73,7 +73,8 @@ def test_everything_can_be_said(write: Write) -> None:
     config = load(
         write(
             """
-            intake: {listen: "[::1]:1", tls: {certificate: a.pem, key: b.pem}, body_timeout: 3s}
+            intake: {listen: "[::1]:1", tls: {certificate: a.pem, key: b.pem}, keep_events: 3d}
+            limits: {body: 2048, body_time: 3s}
             engine: {max_runs: 1, jvm_memory: 1g, run_timeout: 2h, settle: 1s}
             guard: {cooldown: 0s, actions: {mend: {cooldown: 1m, target: [unit]}}}
             notify: {channels: [{name: mail, url: "env:MAIL", urgencies: [urgent]}]}
@@ -95,7 +96,7 @@ def test_everything_can_be_said(write: Write) -> None:
             "\nintake:\n  listn: x",
             3,
             "intake.listn",
-            "this key is unknown; allowed here: listen, tls, body_limit",
+            "this key is unknown; allowed here: listen, tls, keep_events",
         ),
         (
             "intake:\n  tls: {cert: x}",
@@ -167,7 +168,7 @@ def test_every_error_is_told_at_once_a_line_each(write: Write) -> None:
         ("a: [", 1, "expected"),
         ("intake:\n  listen: a\n listen: b", 3, "expected"),
         ("intake: {}\nengine: {}\nintake: {}", 3, "the key 'intake' stands here twice"),
-        ("intake:\n  body_limit: 1\n  body_limit: 2", 3, "the key 'body_limit' stands here twice"),
+        ("limits:\n  body: 1\n  body: 2", 3, "the key 'body' stands here twice"),
         ("a: \x01", 1, "special characters"),
         ("a: !unknown x", 1, "could not determine a constructor for the tag '!unknown'"),
         ("a: !!python/object/apply:os.system [id]", 1, "could not determine a constructor"),
@@ -231,7 +232,7 @@ def test_the_guards_policy_is_found_by_playbook(write: Write) -> None:
 
 def test_the_configuration_cannot_be_changed_after_it_was_read() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Intake().body_limit = 2048  # type: ignore[misc]
+        Limits().body = 2048  # type: ignore[misc]
 
 
 SECRET = "mailto://user:s3cr3t-of-the-channel@example.net"

@@ -15,6 +15,7 @@ from unit.helpers import event, intent
 from zamu.config import Config
 from zamu.console import Console, introduce
 from zamu.intake.webhook import token_file
+from zamu.journal import record
 from zamu.journal.sqlite import Journal
 from zamu.ledger import Message, Status
 from zamu.ledger.sqlite import Ledger
@@ -46,7 +47,7 @@ def alert(**labels: str) -> dict[str, Any]:
 
 
 def test_nothing_is_shown_twice(journal: Journal, show: Callable[[], list[str]]) -> None:
-    journal.append([("am", alert())])
+    journal.append([record("am", alert())])
     assert len(show()) == 1
     assert show() == []
 
@@ -57,7 +58,7 @@ def test_an_event_is_shown_by_what_tells_it_from_its_neighbours(
     seen = alert()
     seen["meta"]["hosts"] = ["web1"]
     ended = event("b", run={"playbook": "mend", "status": "failed"})
-    journal.append([("am", seen), ("runs", ended), ("mqtt", event("c"))])
+    journal.append([record("am", seen), record("runs", ended), record("mqtt", event("c"))])
     shown = [line.split("event ", 1)[1].strip() for line in show()]
     assert shown == ["am: Down firing on web1", "runs: mend failed", "mqtt: test"]
 
@@ -86,7 +87,7 @@ def test_nothing_from_outside_reaches_the_terminal_as_anything_but_text(
     dead = event("d")
     dead[HOSTILE] = dead.pop("test")
     dead["meta"]["unreadable"] = HOSTILE
-    journal.append([(HOSTILE, hostile), ("am", dead)])
+    journal.append([record(HOSTILE, hostile), record("am", dead)])
     ledger.claim(
         intent(playbook=HOSTILE, rule=HOSTILE, hosts=[HOSTILE]),
         identity(),
@@ -104,7 +105,7 @@ def test_nothing_from_outside_reaches_the_terminal_as_anything_but_text(
 def test_what_was_there_before_it_began_is_not_shown(
     state: State, journal: Journal, ledger: Ledger, capsys: Capture
 ) -> None:
-    journal.append([("am", alert())])
+    journal.append([record("am", alert())])
     run, _ = ledger.claim(intent(), identity(), attempts=1, refuse=lambda _: None)
     ledger.finish(run.id, Status.FAILED)
     ledger.tell(Message("title"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from zamu.database import connect, transaction
+from zamu.database import connect, mend, transaction
 from zamu.errors import ZamuError
 
 SCHEMA = "CREATE TABLE things (name TEXT);\nCREATE INDEX things_by_name ON things (name);\n"
@@ -44,6 +44,24 @@ def test_a_file_that_cannot_be_made_is_refused_with_its_name(tmp_path: Path) -> 
     (tmp_path / "x.db").mkdir()
     with pytest.raises(ZamuError, match=r"x\.db cannot be opened: unable to open"):
         connect(tmp_path / "x.db", SCHEMA, 1)
+
+
+def test_nobody_is_told_to_give_up_a_file_that_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    connect(path, SCHEMA, 1).close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA max_page_count = 1")
+        with pytest.raises(sqlite3.OperationalError) as full:
+            connection.execute("CREATE TABLE more (name TEXT)")
+    with (
+        closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection,
+        pytest.raises(sqlite3.OperationalError) as readonly,
+    ):
+        connection.execute("CREATE TABLE more (name TEXT)")
+    assert mend(full.value) == "The disk is full; make room."
+    assert "owner" in mend(readonly.value)
+    with pytest.raises(ZamuError, match="a file that this user can read and write"):
+        connect(tmp_path, SCHEMA, 1)
 
 
 def test_what_fails_in_the_middle_of_a_transaction_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import yaml
 
 from zamu import cli
 from zamu.config import Config
-from zamu.engine import compose
+from zamu.engine.check.rules import HARMLESS, PLAYBOOK_KEYS
 from zamu.ledger import Status
 from zamu.rulebooks import COLLECTION
 
@@ -174,7 +174,7 @@ def test_every_field_and_status_of_a_run_is_documented() -> None:
     reference = text(REFERENCE / "cli.md")
     for status in Status:
         assert f"`{status}`" in reference, status
-    for field in _keys_of(SRC / "ledger" / "__init__.py", "as_json") | _keys_of(SRC / "cli.py", "_events"):
+    for field in _keys_of(SRC / "ledger" / "__init__.py", "as_json") | _keys_of(SRC / "listing.py", "_event"):
         assert f"`{field}`" in reference, field
 
 
@@ -238,7 +238,11 @@ def test_every_yaml_block_of_zamu_yml_is_a_valid_configuration(tmp_path: Path) -
 
 @every_page
 def test_keys_of_zamu_yml_that_pages_name_exist(page: Path) -> None:
-    sections = [name for name in Config.model_fields if name in ("intake", "engine", "guard", "notify")]
+    sections = [
+        name
+        for name in Config.model_fields
+        if name in ("intake", "limits", "engine", "guard", "notify", "alarms")
+    ]
     for key in re.findall(rf"`((?:{'|'.join(sections)})\.[a-z_.]+)(?:\[\][\w.]*)?`", text(page)):
         if key.endswith((".log", ".json", ".lock", ".yml")):
             continue
@@ -364,9 +368,9 @@ def test_tests_that_pages_name_exist(page: Path) -> None:
     assert named <= written, named - written
 
 
-def test_what_the_composer_refuses_is_documented() -> None:
-    page = text(DOCS / "howto" / "write-a-rule.md")
-    for word in (*compose.HARMLESS, *compose._PLAYBOOK_KEYS):
+def test_what_the_check_allows_of_actions_is_documented() -> None:
+    page = text(REFERENCE / "checks.md")
+    for word in (*HARMLESS, *PLAYBOOK_KEYS):
         assert f"`{word}`" in page, word
 
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from zamu.event import (
     MAX_DEPTH,
+    MAX_DIGITS,
+    MAX_KEY,
     MAX_VALUES,
     bounded,
     clean_text,
@@ -24,14 +26,15 @@ from zamu.event import (
     unreadable,
 )
 
+#: Any text that UTF-8 can hold.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 JSON = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-(2**63), 2**63)
     | st.floats(allow_nan=False, allow_infinity=False)
-    # Any text that UTF-8 can hold.
-    | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+    | TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(TEXT.filter(bool), inner),
     max_leaves=20,
 )
 
@@ -50,6 +53,37 @@ def test_plain_json_comes_back_as_it_was_sent(value: Any) -> None:
 def test_constants_that_are_not_json_are_refused_by_name(constant: str) -> None:
     with pytest.raises(ValueError, match=f"{constant} is not JSON"):
         parse_json(f'{{"value": [{constant}]}}'.encode())
+
+
+@pytest.mark.parametrize(
+    "body", ['{"": 1}', '{"a": [{"":1}]}', '{"a": "", "" : ""}', '{"\\ud800": "", "":""}']
+)
+def test_an_empty_key_is_refused(body: str) -> None:
+    """It ends the engine's hearing for good: its dpath refuses such an event, after it was taken."""
+    with pytest.raises(ValueError, match="a key is empty"):
+        parse_json(body.encode())
+
+
+@pytest.mark.parametrize("body", ['{"a": ""}', '{"a\\"":1}', '["", ":", "\\"\\":"]'])
+def test_what_only_looks_like_an_empty_key_is_taken(body: str) -> None:
+    assert parse_json(body.encode()) == json.loads(body)
+
+
+def test_what_the_rules_engine_cannot_take_is_refused() -> None:
+    assert parse_json(b'{"%s": 1}' % (b"k" * MAX_KEY)) == {"k" * MAX_KEY: 1}
+    with pytest.raises(ValueError, match=f"a key has more than {MAX_KEY} characters"):
+        parse_json(b'{"%s": 1}' % (b"k" * (MAX_KEY + 1)))
+    assert parse_json(b"[-%s]" % (b"9" * MAX_DIGITS)) == [-int("9" * MAX_DIGITS)]
+    with pytest.raises(ValueError, match=f"{MAX_DIGITS} digits"):
+        parse_json(b"[%s]" % (b"9" * (MAX_DIGITS + 1)))
+
+
+def test_depth_and_values_can_be_bounded_lower() -> None:
+    assert parse_json(nested(16), depth=16)
+    with pytest.raises(ValueError, match="nested deeper than 16 levels"):
+        parse_json(nested(17), depth=16)
+    with pytest.raises(ValueError, match="more than 3 values"):
+        parse_json(b"[1,2,3]", values=3)
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999"])

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import os
+import random
 import sqlite3
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
@@ -14,7 +16,7 @@ import pytest
 from unit.helpers import answer, event, moment, python, state_event
 from zamu.errors import JournalError, JournalFull, ZamuError
 from zamu.event import bounded
-from zamu.journal import Consumer, Outcome
+from zamu.journal import Consumer, Outcome, Record, record
 from zamu.journal.sqlite import Journal
 
 STORED, DUPLICATE, UNREADABLE = Outcome.STORED, Outcome.DUPLICATE, Outcome.UNREADABLE
@@ -23,12 +25,12 @@ RULES = Consumer("Rules", "am", "alerts")
 
 
 def append(journal: Journal, *uuids: str, source: str = "am") -> list[Outcome]:
-    return journal.append([(source, event(uuid)) for uuid in uuids])
+    return journal.append([record(source, event(uuid)) for uuid in uuids])
 
 
 def told(journal: Journal, state: str, **fields: float | str) -> Outcome:
     """Append that the state of one thing is `state`."""
-    return journal.append([("am", state_event("disk", state, **fields))])[0]  # type: ignore[arg-type]
+    return journal.append([record("am", state_event("disk", state, **fields))])[0]  # type: ignore[arg-type]
 
 
 def uuids(journal: Journal) -> list[str]:
@@ -68,7 +70,7 @@ def test_what_was_appended_is_there_after_closing_and_opening_again(journal: Jou
 
 def test_text_from_outside_comes_back_as_it_was(journal: Journal) -> None:
     text = "NUL \0, quote ' \" , newline \n, emoji 🎉, {{ template }}, \u2028"
-    journal.append([("am", {**event("a"), text: text})])
+    journal.append([record("am", {**event("a"), text: text})])
     assert journal.read("Rules", "am", 0, 1)[0][1][text] == text
 
 
@@ -93,12 +95,18 @@ def test_a_new_start_is_a_new_event_and_the_state_before_it_may_return(journal: 
 
 
 def test_states_in_one_batch_are_compared_with_each_other(journal: Journal) -> None:
-    batch = [("am", state_event("disk", one)) for one in ("firing 1", "firing 1", "resolved", "firing 1")]
+    batch = [
+        record("am", state_event("disk", one)) for one in ("firing 1", "firing 1", "resolved", "firing 1")
+    ]
     assert journal.append(batch) == [STORED, DUPLICATE, STORED, STORED]
 
 
 def test_states_are_kept_apart_by_source_and_by_key(journal: Journal) -> None:
-    batch = [("am", state_event("a", "x")), ("am", state_event("b", "x")), ("other", state_event("a", "x"))]
+    batch = [
+        record("am", state_event("a", "x")),
+        record("am", state_event("b", "x")),
+        record("other", state_event("a", "x")),
+    ]
     assert journal.append(batch) == [STORED] * 3
     assert len(set(uuids(journal))) == 3
 
@@ -131,7 +139,7 @@ def test_what_cannot_be_read_is_kept_with_its_reason_and_never_delivered(journal
     journal.subscribe([RULES])
     bad = event("a")
     bad["meta"]["unreadable"] = "no labels"
-    assert journal.append([("am", bad), ("am", event("b"))]) == [UNREADABLE, STORED]
+    assert journal.append([record("am", bad), record("am", event("b"))]) == [UNREADABLE, STORED]
     assert [found["meta"]["uuid"] for _, found in journal.read("Rules", "am", 0, 9)] == ["b"]
     entry = journal.entries()[0]
     assert (entry.state, entry.reason, entry.consumers) == ("dead", "no labels", {"Rules": "dead"})
@@ -141,7 +149,7 @@ def test_a_dead_letter_is_not_pending(journal: Journal) -> None:
     journal.subscribe([RULES])
     bad = event("a")
     bad["meta"]["unreadable"] = "no labels"
-    journal.append([("am", bad)])
+    journal.append([record("am", bad)])
     append(journal, "b")
     journal.bury("Rules", journal.entries()[1].offset, "it stopped the engine")
     assert journal.counts() == {"events": 2, "dead": 2, "pending": 0}
@@ -246,7 +254,7 @@ def test_pruning_never_removes_what_is_not_acknowledged(journal: Journal) -> Non
 
 
 def test_pruning_keeps_what_is_young(journal: Journal) -> None:
-    journal.append([("am", event("old", received_at=moment(days=2))), ("am", event("young"))])
+    journal.append([record("am", event("old", received_at=moment(days=2))), record("am", event("young"))])
     assert journal.prune(timedelta(days=1), YEAR) == 1
     assert uuids(journal) == ["young"]
 
@@ -282,10 +290,13 @@ def test_an_offset_is_never_given_twice(journal: Journal) -> None:
 
 
 def test_a_batch_that_fails_leaves_nothing_of_itself(journal: Journal) -> None:
-    with pytest.raises(KeyError):
-        journal.append([("am", event("a")), ("am", {"meta": {"uuid": "b"}})])
+    broken = record("am", event("b"))._replace(received_at=None)  # type: ignore[arg-type]
+    batch = [record("am", event("a")), record("am", state_event("disk", "firing 1")), broken]
+    with pytest.raises(JournalError, match="NOT NULL"):
+        journal.append(batch)
     assert uuids(journal) == []
-    assert append(journal, "a") == [STORED]
+    # Neither identity was kept: what comes again is no repetition of what was not stored.
+    assert journal.append(batch[:2]) == [STORED, STORED]
 
 
 def test_threads_of_one_process_append_at_the_same_time(journal: Journal) -> None:
@@ -305,12 +316,13 @@ WRITER = """
     import sys
     from pathlib import Path
     from unit.helpers import event
+    from zamu.journal import record
     from zamu.journal.sqlite import Journal
 
     journal = Journal(Path(sys.argv[1]))
     sys.stdin.readline()
     for count in range(int(sys.argv[3])):
-        [outcome] = journal.append([("am", event(f"{sys.argv[2]}-{count}"))])
+        [outcome] = journal.append([record("am", event(f"{sys.argv[2]}-{count}"))])
         assert outcome == "stored"
         print(f"{sys.argv[2]}-{count}", flush=True)
     journal.close()
@@ -382,7 +394,7 @@ def test_a_full_disk_is_told_as_that_and_what_was_stored_stays_whole(small_disk:
         def fill() -> None:
             for count in range(1_000):
                 pair = [f"{count}-a", f"{count}-b"]
-                journal.append([("am", event(uuid, text="x" * 5_000)) for uuid in pair])
+                journal.append([record("am", event(uuid, text="x" * 5_000)) for uuid in pair])
                 stored.extend(pair)
 
         with pytest.raises(JournalFull, match="The disk that holds the journal is full"):
@@ -390,7 +402,7 @@ def test_a_full_disk_is_told_as_that_and_what_was_stored_stays_whole(small_disk:
         assert stored
         assert uuids(journal) == stored
         with pytest.raises(JournalFull):
-            journal.append([("am", event("again", text="x" * 200_000))])
+            journal.append([record("am", event("again", text="x" * 200_000))])
         ballast.unlink()
         assert append(journal, "after") == [STORED]
         assert uuids(journal) == [*stored, "after"]
@@ -403,18 +415,19 @@ def test_a_disk_that_takes_no_more_is_an_error_and_it_works_again_afterwards(tmp
         from pathlib import Path
         from unit.helpers import event
         from zamu.errors import JournalError
+        from zamu.journal import record
         from zamu.journal.sqlite import Journal
 
         journal = Journal(Path(sys.argv[1]))
-        journal.append([("am", event("before"))])
+        journal.append([record("am", event("before"))])
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, hard))
         try:
-            journal.append([("am", event(f"big-{count}", text="x" * 5_000)) for count in range(100)])
+            journal.append([record("am", event(f"big-{count}", text="x" * 5_000)) for count in range(100)])
         except JournalError as error:
             print(error)
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-        journal.append([("am", event("after"))])
+        journal.append([record("am", event("after"))])
         journal.close()
     """
     path = tmp_path / "journal.db"
@@ -448,5 +461,113 @@ def test_damage_that_is_found_while_writing_is_a_journal_error(tmp_path: Path) -
 
 def test_an_event_of_the_largest_size_is_stored(journal: Journal) -> None:
     huge = bounded(json.loads('{"text": "' + "é" * 1_000_000 + '"}'))
-    journal.append([("am", {**event("a"), **huge})])
+    journal.append([record("am", {**event("a"), **huge})])
     assert journal.read("Rules", "am", 0, 1)[0][1]["text"] == huge["text"]
+
+
+def test_keys_that_differ_only_after_nul_or_in_strange_characters_are_kept_apart(journal: Journal) -> None:
+    keys = ["a", "a\0", "a\0b", "a'", 'a"', "a\\", "ä", "a\n", "A", "", "🎉", "\ufffd"]
+    batch = [record("am", state_event(key, f"firing \0{key}")) for key in keys]
+    assert journal.append(batch) == [STORED] * len(keys)
+    assert journal.append(batch) == [DUPLICATE] * len(keys)
+    assert append(journal, *keys) == [STORED] * len(keys)
+    assert append(journal, *keys) == [DUPLICATE] * len(keys)
+    assert uuids(journal)[-len(keys) :] == keys
+
+
+def test_what_is_done_with_an_event_does_not_depend_on_what_is_appended_with_it(
+    journal: Journal, tmp_path: Path
+) -> None:
+    dice = random.Random(7)
+    all_of_it: list[Record] = []
+    for _ in range(700):
+        if dice.random() < 0.5:
+            found = event(f"u{dice.randrange(200)}")
+        else:
+            repeat = dice.choice([None, 0.0, 3600.0])
+            found = state_event(f"k{dice.randrange(40)}", f"s{dice.randrange(3)}", repeat_after=repeat)
+        if dice.random() < 0.1:
+            found["meta"]["unreadable"] = "reason"
+        all_of_it.append(record(dice.choice("xy"), found))
+    rest = list(all_of_it)
+    together: list[Outcome] = []
+    for size in (1, 49, 51, 2, 300, 297):
+        together += journal.append([rest.pop(0) for _ in range(size)])
+    with closing(Journal(tmp_path / "single.db")) as single:
+        alone = [outcome for one in all_of_it for outcome in single.append([one])]
+        assert set(alone) == set(Outcome)
+        assert together == alone
+        assert journal.entries() == single.entries()
+
+
+def test_two_processes_that_append_the_same_store_it_once(tmp_path: Path) -> None:
+    code = """
+        import sys
+        from pathlib import Path
+        from unit.helpers import event, state_event
+        from zamu.journal import record
+        from zamu.journal.sqlite import Journal
+
+        journal = Journal(Path(sys.argv[1]))
+        sys.stdin.readline()
+        for count in range(100):
+            batch = [record("am", state_event(f"k{n}", f"firing {count}")) for n in range(5)]
+            batch += [record("am", event(f"{count}-{n}")) for n in range(5)]
+            print(*journal.append(batch))
+        journal.close()
+    """
+    path = tmp_path / "journal.db"
+    writers = [python(code, str(path)) for _ in range(2)]
+    begin(*writers)
+    outcomes = [answer(writer).split() for writer in writers]
+    with closing(Journal(path)) as journal:
+        stored = uuids(journal)
+        assert len(stored) == len(set(stored)) == sum(found.count("stored") for found in outcomes)
+        own = {uuid for uuid in stored if len(uuid) < 10}
+        assert own == {f"{count}-{n}" for count in range(100) for n in range(5)}
+    check_sound(path)
+
+
+def test_a_writer_that_is_killed_leaves_no_batch_in_part(tmp_path: Path) -> None:
+    code = """
+        import sys
+        from pathlib import Path
+        from unit.helpers import event
+        from zamu.journal import record
+        from zamu.journal.sqlite import Journal
+
+        journal = Journal(Path(sys.argv[1]))
+        sys.stdin.readline()
+        for count in range(100_000):
+            journal.append([record("am", event(f"{sys.argv[2]}-{count}-{n}")) for n in range(120)])
+            print(f"{sys.argv[2]}-{count}", flush=True)
+    """
+    path = tmp_path / "journal.db"
+    printed: list[str] = []
+    for name, enough in (("a", 2), ("b", 9), ("c", 5)):
+        writer = python(code, str(path), name)
+        begin(writer)
+        assert writer.stdout is not None
+        printed += [writer.stdout.readline().strip() for _ in range(enough)]
+        writer.kill()
+        rest, _ = writer.communicate()
+        printed += [line.strip() for line in rest.splitlines(keepends=True) if line.endswith("\n")]
+    with closing(Journal(path)) as journal:
+        sizes = Counter(uuid.rpartition("-")[0] for uuid in uuids(journal))
+        assert set(sizes.values()) == {120}
+        assert set(printed) <= set(sizes)
+        # What was not told to be stored and was, is not stored again when it is sent again.
+        last = max((batch for batch in sizes if batch[0] == "c"), key=lambda batch: int(batch[2:]))
+        assert append(journal, *(f"{last}-{n}" for n in range(120))) == [DUPLICATE] * 120
+    check_sound(path)
+
+
+def test_what_an_unreadable_event_is_dead_for_is_that_event(journal: Journal) -> None:
+    batch = [record("am", event(str(number))) for number in range(120)]
+    for number in (0, 49, 50, 119):
+        batch[number] = batch[number]._replace(unreadable=f"reason {number}")
+    journal.append([record("am", event("first"))])
+    outcomes = journal.append(batch)
+    assert [n for n, outcome in enumerate(outcomes) if outcome is UNREADABLE] == [0, 49, 50, 119]
+    dead = {entry.event["meta"]["uuid"]: entry.reason for entry in journal.entries() if entry.reason}
+    assert dead == {str(number): f"reason {number}" for number in (0, 49, 50, 119)}

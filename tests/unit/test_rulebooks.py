@@ -82,7 +82,8 @@ def test_zamu_yml_adds_arguments_to_a_source_by_its_name(write: Write) -> None:
 
 def test_an_overlay_for_a_source_that_there_is_not_is_refused_with_its_name(write: Write) -> None:
     with pytest.raises(
-        RulebookError, match="arguments for the source 'alertz', and no rulebook in .* names such"
+        RulebookError,
+        match=r"arguments for the source 'alertz', and no rulebook names such a source \(they name: alerts\)",
     ):
         write({"a.yml": [ruleset("A", ALERTS)]}, alertz={"path": "/x"})
 
@@ -99,24 +100,32 @@ def test_a_directory_without_rulebooks_is_refused_with_what_to_do(tmp_path: Path
     ("content", "words"),
     [
         ("- name: A\n  sources: [", r"a\.yml:2: "),
-        ("- name: A\n  day: 2020-13-45\n", r"a\.yml:\d: month must be in 1\.\.12"),
-        ("- !!python/object/apply:os.system [id]\n", r"a\.yml:1: could not determine a constructor"),
-        ("name: A", r"a\.yml: a rulebook is a list of rulesets"),
-        ("", r"a\.yml: a rulebook is a list of rulesets"),
-        ("- A", r"a\.yml: a ruleset has no name"),
-        ("- hosts: all", r"a\.yml: a ruleset has no name"),
-        ("- name: ' '", r"a\.yml: a ruleset has no name"),
-        ("- name: 5", r"a\.yml: a ruleset has no name"),
-        ("- name: A", r"a\.yml: ruleset 'A' has no list of sources"),
-        ("- {name: A, sources: []}", r"a\.yml: ruleset 'A' has no list of sources"),
-        ("- {name: A, sources: {}}", r"a\.yml: ruleset 'A' has no list of sources"),
-        ("- {name: A, sources: [x]}", r"ruleset 'A': each source names exactly one plugin, found \[\]"),
+        ("- name: A\n  sources: [x]\n  name: B\n", r"a\.yml:3: yaml: the key 'name' stands here twice"),
+        (
+            "- name: !vault x\n",
+            r"a\.yml:1: yaml: a rulebook holds no !vault; secrets are arguments in `sources`",
+        ),
+        ("- !!python/object/apply:os.system [id]\n", r"a\.yml:1: yaml: could not determine a constructor"),
+        ("name: A", r"a\.yml:1: yaml: a rulebook is a list of rulesets"),
+        ("[]", r"a\.yml:1: yaml: a rulebook is a list of rulesets"),
+        ("", r"a\.yml:1: yaml: the file is empty"),
+        ("- A", r"a\.yml:1: ruleset-name: this ruleset has no name"),
+        ("- hosts: all", r"a\.yml:1: ruleset-name: this ruleset has no name"),
+        ("- name: ' '", r"a\.yml:1: ruleset-name: this ruleset has no name"),
+        ("- name: 5", r"a\.yml:1: ruleset-name: this ruleset has no name"),
+        ("- name: A", r"a\.yml:1: source: ruleset 'A' has no list of sources"),
+        ("- {name: A, sources: []}", r"a\.yml:1: source: ruleset 'A' has no list of sources"),
+        ("- {name: A, sources: {}}", r"a\.yml:1: source: ruleset 'A' has no list of sources"),
+        ("- {name: A, sources: [x]}", r"a\.yml:1: source: each source names exactly one plugin; found \[\]"),
         (
             "- {name: A, sources: [{name: x}]}",
-            r"ruleset 'A': each source names exactly one plugin, found \[\]",
+            r"a\.yml:1: source: each source names exactly one plugin; found \[\]",
         ),
-        ("- {name: A, sources: [{a: , b: }]}", r"names exactly one plugin, found \['a', 'b'\]"),
-        ("- {name: A, sources: [{a: [x]}]}", r"ruleset 'A': the arguments of source 'a' are not a mapping"),
+        ("- {name: A, sources: [{a: , b: }]}", r"names exactly one plugin; found \['a', 'b'\]"),
+        (
+            "- {name: A, sources: [{a: [x]}]}",
+            r"a\.yml:1: source: the arguments of source 'a' are not a mapping",
+        ),
     ],
 )
 def test_a_rulebook_that_cannot_be_read_is_refused_with_file_and_place(
@@ -128,23 +137,45 @@ def test_a_rulebook_that_cannot_be_read_is_refused_with_file_and_place(
 
 def test_a_rulebook_that_is_not_text_is_refused_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "a.yml").write_bytes(b"\xff")
-    with pytest.raises(RulebookError, match=r"a\.yml cannot be read"):
+    with pytest.raises(RulebookError, match=r"a\.yml:1: yaml: this is not UTF-8 text"):
         load(tmp_path, {})
 
 
 def test_two_rulesets_of_one_name_are_refused(write: Write) -> None:
-    with pytest.raises(RulebookError, match=r"b\.yml: a ruleset named 'A' exists already"):
+    with pytest.raises(
+        RulebookError, match=r"b\.yml:\d: ruleset-name: a ruleset named 'A' exists already in .*a\.yml"
+    ):
         write({"a.yml": [ruleset("A", ALERTS)], "b.yml": [ruleset("A", ALERTS)]})
 
 
 def test_two_sources_of_one_name_in_one_ruleset_are_refused(write: Write) -> None:
-    with pytest.raises(RulebookError, match="ruleset 'A' has two sources of one name; name them apart"):
+    with pytest.raises(RulebookError, match=r"a\.yml:\d: source-name: another source of 'A' is named 'runs'"):
         write({"a.yml": [ruleset("A", {"runs": {}}, {"name": "runs", "alertmanager": {}})]})
 
 
 def test_one_source_under_two_names_in_one_ruleset_is_refused(write: Write) -> None:
-    with pytest.raises(RulebookError, match="ruleset 'A' names one source twice"):
+    with pytest.raises(RulebookError, match=r"a\.yml:\d: source: 'A' would hear each event of 'again' twice"):
         write({"a.yml": [ruleset("A", ALERTS, {**ALERTS, "name": "again"})]})
+
+
+def test_everything_that_is_wrong_is_told_at_once_and_in_order(write: Write) -> None:
+    with pytest.raises(RulebookError) as refusal:
+        write({"a.yml": "- name: 5\n- name: B\n", "b.yml": "", "c.yml": [ruleset("C", ALERTS)]})
+    first, *lines = str(refusal.value).splitlines()
+    assert first == "The rulebooks cannot be used as they stand."
+    assert [line.rpartition("/")[2].split(": ")[:2] for line in lines] == [
+        ["a.yml:1", "ruleset-name"],
+        ["a.yml:2", "source"],
+        ["b.yml:1", "yaml"],
+    ]
+
+
+def test_no_source_takes_the_name_that_another_was_given(write: Write) -> None:
+    others = [
+        {"name": name, "alertmanager": {"path": f"/{n}"}} for n, name in enumerate(["alerts of B", "alerts"])
+    ]
+    found = write({"a.yml": [ruleset("A", ALERTS, others[0]), ruleset("B", others[1])]})
+    assert [source.id for source in found.sources] == ["alerts", "alerts of B", "alerts of B of B"]
 
 
 def test_the_repositorys_own_rulebooks_can_be_read() -> None:

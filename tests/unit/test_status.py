@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import asyncio
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +9,11 @@ import pytest
 
 from unit.helpers import DEAD, event
 from unit.hosting import hosting
-from zamu.journal import Consumer
+from zamu import alarms
+from zamu.journal import Consumer, record
 from zamu.journal.sqlite import Journal
 from zamu.state import State, write_atomically
+from zamu.status import page
 from zamu.status.health import health
 from zamu.status.page import routes
 
@@ -69,7 +73,7 @@ async def test_the_page_shows_what_is_pending_and_escapes_what_is_hostile(
     journal.subscribe([Consumer("R", "s", "s")])
     bad = event("dead")
     bad["meta"]["unreadable"] = "reason"
-    journal.append([("s", event("a")), ("s", event("b")), ("s", bad)])
+    journal.append([record("s", one) for one in (event("a"), event("b"), bad)])
     async with hosting(tmp_path, journal) as house:
         for path, route in routes(state, journal).items():
             house.server.add(path, route)
@@ -85,3 +89,46 @@ async def test_the_page_shows_what_is_pending_and_escapes_what_is_hostile(
             assert f"{name}<td>{value}" in answer.text
         head = await house.request("HEAD", "/")
         assert (head.status, head.text) == (200, "")
+
+
+async def test_alarms_that_stand_are_on_the_page_and_leave_healthz_well(
+    tmp_path: Path, state: State, journal: Journal
+) -> None:
+    for part in ("intake", "engine"):
+        state.say(part, state="ready")
+    began = datetime.now(UTC)
+    book = alarms.Book(began=began)
+    book.note([alarms.Trouble("disk", "title", HOSTILE, timedelta(0))], began, timedelta(0))
+    book.note([alarms.Trouble("lag", "title", "not told yet", timedelta(hours=1))], began, timedelta(1))
+    alarms.write(state, book)
+    async with hosting(tmp_path, journal) as house:
+        for path, route in routes(state, journal).items():
+            house.server.add(path, route)
+        answer = await house.request("GET", "/healthz")
+        assert answer.status == 200
+        assert json.loads(answer.text)["degraded"] == [HOSTILE]
+        page = (await house.request("GET", "/")).text
+        assert "zamu is <span>degraded</span>" in page
+        assert "<script" not in page
+        assert "&lt;script&gt;" in page
+        state.say("engine", state="down")
+        assert (await house.request("GET", "/healthz")).status == 503
+        assert "zamu is <span>not ready</span>" in (await house.request("GET", "/")).text
+
+
+async def test_strangers_who_ask_for_the_page_again_and_again_do_not_make_zamu_count(
+    tmp_path: Path, state: State, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    count = journal.counts
+    monkeypatch.setattr(journal, "counts", lambda: asked.append(1) or count())
+    monkeypatch.setattr(page, "_COUNT_EVERY", 60.0)
+    async with hosting(tmp_path, journal) as house:
+        for path, route in routes(state, journal).items():
+            house.server.add(path, route)
+        answers = await asyncio.gather(*(house.request("GET", "/") for _ in range(20)))
+        assert [answer.status for answer in answers] == [200] * 20
+        assert len(asked) == 1
+        monkeypatch.setattr(page, "_COUNT_EVERY", -1.0)
+        await house.request("GET", "/")
+        assert len(asked) == 2

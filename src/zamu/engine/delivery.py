@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from zamu.state import State
 
 ATTEMPTS = 3
 _BATCH = 200
+#: How long an engine that gives no answer may take to end, in seconds.
+_END_PATIENCE = 10
 
 log = logging.getLogger("zamu.engine.delivery")
 
@@ -143,6 +146,8 @@ class _Delivery:
         if attempts >= ATTEMPTS:
             reason = f"The engine gave no answer to it {attempts} times."
             self.journal.bury(self._ruleset, offset, reason)
+        # The engine ends because its source does; when it hangs in that, too, the kernel ends it.
+        signal.alarm(_END_PATIENCE)
         raise EngineStuck(
             f"No answer to event {offset} for {self._ruleset!r} within {self._timeout:.0f} s "
             f"(attempt {attempts} of {ATTEMPTS})."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process `zamu intake`: hosts the sources, serves, keeps the journal in bounds."""
+"""The process `zamu intake`: hosts the sources, serves, keeps the journal in bounds, watches."""
 
 import asyncio
 import logging
@@ -12,7 +12,9 @@ from zamu.config import Config
 from zamu.doorbell import ring
 from zamu.errors import ZamuError
 from zamu.intake.host import host
+from zamu.intake.watch import Watch
 from zamu.intake.webhook import Shelter
+from zamu.journal.scribe import Scribe
 from zamu.journal.sqlite import Journal
 from zamu.journal.writer import Writer
 from zamu.rulebooks import Rulebooks
@@ -42,8 +44,9 @@ class Intake:
         self._rulebooks = rulebooks
         self._journal = journal
         self._pages = pages
-        self._writer = Writer(self._journal, lambda: ring(state.bells, "journal"))
-        self._server = Server(config.intake)
+        self._scribe = Scribe(state.journal)
+        self._writer = Writer(self._scribe, lambda: ring(state.bells, "journal"), config.limits.waiting)
+        self._server = Server(config.intake, config.limits)
         self._troubles: dict[str, str] = {}
 
     async def run(self) -> None:
@@ -52,6 +55,9 @@ class Intake:
         self._inventory = await asyncio.to_thread(inventory.load, self._config.inventory, self._environment)
         self._stamp = inventory.stamp(self._config.inventory)
         self._journal.subscribe(self._rulebooks.consumers)
+        await self._scribe.start()
+        sources = {source.id for source in self._rulebooks.sources}
+        watch = Watch(self._config, self._state, self._journal, sources, lambda: self._troubles)
         for path, route in self._pages.items():
             self._server.add(path, route)
         try:
@@ -72,10 +78,12 @@ class Intake:
                 await self._server.start(inherited_socket())
                 tasks.create_task(self._refresh_inventory())
                 tasks.create_task(self._prune())
+                tasks.create_task(watch.run())
                 self._state.say("intake", state="ready", port=self._server.port, sources=self._troubles)
         finally:
             await self._server.stop()
             await self._writer.close()
+            await self._scribe.close()
 
     def _said(self, source: str, reason: str | None) -> None:
         before = self._troubles.get(source)

@@ -20,9 +20,10 @@ from typing import Any
 
 from aiohttp import web
 
-from zamu.config import Intake
+from zamu.config import Intake, Limits
 from zamu.errors import ConfigError
 from zamu.event import parse_json
+from zamu.intake.throttle import Throttle
 from zamu.secrets import Secret
 from zamu.state import write_atomically
 from zamu.web import RETRY_AFTER, Refusal, Request, Route, Server
@@ -49,6 +50,8 @@ class Shelter:
 TOKEN_VARIABLE = "ZAMU_TOKEN"  # noqa: S105 - the name of a variable
 #: Set by intake around each source that it hosts.
 shelter: ContextVar[Shelter | None] = ContextVar("shelter", default=None)
+#: Bytes of the message that is being taken.
+message_size: ContextVar[int] = ContextVar("message_size", default=0)
 #: The name of the source that is being hosted.
 source_name: ContextVar[str] = ContextVar("source_name", default="webhook")
 
@@ -79,6 +82,12 @@ class Unreadable(Exception):
 
 class Unavailable(Exception):
     """Something that this source needs to understand the message is out of reach; try again."""
+
+
+def limits() -> Limits:
+    """What bounds the running source's senders."""
+    home = shelter.get()
+    return home.server.limits if home else Limits()
 
 
 def _reveal(option: str, reference: str) -> str:
@@ -118,16 +127,20 @@ def _admit(expected: bytes | None, headers: Mapping[str, str]) -> None:
 
 async def _handle(
     path: str,
+    limits: Limits,
+    throttle: Throttle,
     check: Callable[[Request], None] | None,
     take: Callable[[Any], Awaitable[None]],
     request: Request,
 ) -> web.Response:
     if check is not None:
         check(request)
+    throttle.take()
     try:
-        payload = parse_json(request.body)
+        payload = parse_json(request.body, limits.depth, limits.values)
     except ValueError as error:
         raise Refusal(400, f"This is not JSON that can be taken: {error}.") from None
+    message_size.set(len(request.body))
     try:
         await take(payload)
     except Unreadable as error:
@@ -163,9 +176,11 @@ async def serve(
         expected = f"Bearer {_token(token)}".encode()
     else:  # revealed here, because requests are answered outside of the source's context
         check = partial(signature.check, _reveal("secret", signature.secret))
-    route = Route("POST", partial(_handle, path, check, take), partial(_admit, expected))
     home = shelter.get()
     server = home.server if home else Server(Intake(listen=f"{host}:{port}"))
+    throttle = Throttle(source_name.get(), server.limits)
+    handle = partial(_handle, path, server.limits, throttle, check, take)
+    route = Route("POST", handle, partial(_admit, expected))
     server.add(path, route)
     try:
         if home is None:

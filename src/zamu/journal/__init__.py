@@ -11,8 +11,16 @@ Contract, whatever the store:
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, NamedTuple
 
-from zamu.event import Event
+from zamu.event import Event, clean_text, encoded
+
+#: The consumer under which an event that nobody can read is dead.
+INTAKE = "intake"
+#: What may stand around a payload of the largest size, in levels and values.
+_ENVELOPE = 32
+_CLOSING = "}}"
+_UNKNOWN = f"0{_CLOSING}"
 
 
 class Outcome(StrEnum):
@@ -45,3 +53,58 @@ class Entry:
     consumers: dict[str, str]
     reason: str | None
     event: Event
+
+
+class Identity(NamedTuple):
+    """What an event says of one thing; see `meta.identity` in `zamu.event`. `repeat_after` in seconds."""
+
+    key: str
+    state: str
+    repeat_after: float | None
+
+
+class Record(NamedTuple):
+    """An event on its way into the journal: its JSON is made once, by who puts it."""
+
+    source: str
+    received_at: str
+    uuid: str | None
+    identity: Identity | None
+    unreadable: str | None
+    head: str
+
+    def body(self, uuid: str) -> str:
+        """The event's JSON, once it is known which event it is."""
+        return f"{self.head}{encoded(uuid)}{_CLOSING}"
+
+
+def record(source: str, event: Event) -> Record:
+    """Make an event of a hosted source ready to be appended.
+
+    Raises ValueError with the reason when it is deeper or larger than may be stored, is not JSON,
+    or has a `meta` that cannot be used.
+    """
+    whole = {**event}
+    meta = {**whole.pop("meta")}
+    uuid, identity, reason = meta.pop("uuid", None), meta.pop("identity", None), meta.pop("unreadable", None)
+    # The uuid stands last: with an identity it depends on what the journal holds.
+    meta["uuid"] = 0
+    whole["meta"] = meta
+    return Record(
+        source=source,
+        received_at=meta["received_at"],
+        uuid=None if uuid is None else clean_text(str(uuid)),
+        identity=None if identity is None else _identity(identity),
+        unreadable=None if reason is None else clean_text(str(reason)),
+        head=encoded(whole, _ENVELOPE).removesuffix(_UNKNOWN),
+    )
+
+
+def _identity(given: Any) -> Identity:
+    try:
+        key, state, repeat = given["key"], given["state"], given.get("repeat_after")
+        return Identity(
+            clean_text(str(key)), clean_text(str(state)), repeat if repeat is None else float(repeat)
+        )
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError("meta.identity needs key and state, and repeat_after is a number") from None

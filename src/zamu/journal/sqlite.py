@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The journal in one SQLite file, written by intake and read by the engine at the same time."""
 
+import bisect
 import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from zamu.database import connect, transaction
 from zamu.errors import JournalError, JournalFull
-from zamu.event import Event, derive_uuid, now, timestamp
-from zamu.journal import Consumer, Entry, Outcome
+from zamu.event import Event, now, timestamp
+from zamu.journal import INTAKE, Consumer, Entry, Outcome, Record
+from zamu.journal.batch import append
 
 _SCHEMA = """
 CREATE TABLE events (
@@ -58,9 +59,6 @@ CREATE TABLE dead (
 """
 _VERSION = 1
 
-#: The consumer under which an event that nobody can read is dead.
-INTAKE = "intake"
-
 
 class Journal:
     """See `zamu.journal` for the contract. Safe to share between threads of one process."""
@@ -74,14 +72,14 @@ class Journal:
         with self._lock:
             self._connection.close()
 
-    def append(self, batch: Sequence[tuple[str, Event]]) -> list[Outcome]:
-        """Store `(hosted source, event)` pairs in one commit; returns what was done with each.
+    def append(self, batch: Sequence[Record]) -> list[Outcome]:
+        """Store records in one commit, all or none; returns what was done with each.
 
         Raises JournalFull or JournalError when nothing of the batch was stored.
         """
         try:
             with self._lock, transaction(self._connection) as connection:
-                return [_store(connection, source, event) for source, event in batch]
+                return append(connection, batch)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
                 raise JournalFull("The disk that holds the journal is full.") from error
@@ -184,16 +182,78 @@ class Journal:
         return int(row["top"])
 
     def entries(self, after: int = 0, limit: int = -1) -> list[Entry]:
-        """Stored events in order, each with its state for every consumer that it is meant for."""
+        """Stored events in order, each with its state for every consumer that it is meant for.
+
+        All of them at once are a lot: who may have many asks for a page with `limit` and goes on.
+        """
         with self._lock:
             consumers = self._connection.execute("SELECT * FROM consumers").fetchall()
+            rulesets = json.dumps([INTAKE, *(consumer["ruleset"] for consumer in consumers)])
             rows = self._connection.execute(
                 "SELECT e.offset, e.source, e.body, "
-                "(SELECT json_group_object(ruleset, reason) FROM dead d WHERE d.offset = e.offset)"
+                "(SELECT json_group_object(ruleset, reason) FROM dead d WHERE d.offset = e.offset"
+                " AND d.ruleset IN (SELECT value FROM json_each(?)))"  # so that it is found by its key
                 " AS dead FROM events e WHERE e.offset > ? ORDER BY e.offset LIMIT ?",
-                (after, limit),
+                (rulesets, after, limit),
             ).fetchall()
         return [_entry(row, consumers) for row in rows]
+
+    def before_last(self, count: int) -> int:
+        """The offset after which the last `count` events come; 0 when there are not so many."""
+        with self._lock:
+            row = self._connection.execute(
+                "SELECT offset FROM events ORDER BY offset DESC LIMIT 1 OFFSET ?", (count,)
+            ).fetchone()
+        return 0 if row is None else int(row["offset"])
+
+    def before(self, moment: datetime) -> int:
+        """The offset after which events come that were received at `moment` or later.
+
+        Found by halving, as long as the clock did not go back: times have no index.
+        """
+
+        def received_at(offset: int) -> str:
+            row = self._connection.execute(
+                "SELECT received_at FROM events WHERE offset >= ? ORDER BY offset LIMIT 1", (offset,)
+            ).fetchone()
+            return str(row["received_at"]) if row else "~"  # after every time
+
+        offsets = range(1, self.last_offset() + 2)
+        with self._lock:
+            return bisect.bisect_left(offsets, timestamp(moment), key=received_at)
+
+    def oldest_pending(self) -> str | None:
+        """When the oldest event was received that a consumer has not acknowledged."""
+        with self._lock:
+            consumers = self._connection.execute(
+                "SELECT ruleset, source, acknowledged FROM consumers WHERE active"
+            ).fetchall()
+            rows = [
+                self._connection.execute(
+                    "SELECT received_at FROM events e WHERE source = ? AND offset > ? AND NOT EXISTS "
+                    "(SELECT 1 FROM dead d WHERE d.offset = e.offset AND d.ruleset IN (?, ?)) "
+                    "ORDER BY offset LIMIT 1",
+                    (one["source"], one["acknowledged"], one["ruleset"], INTAKE),
+                ).fetchone()
+                for one in consumers
+            ]
+        return min((str(row["received_at"]) for row in rows if row), default=None)
+
+    def last_received(self, source: str) -> str | None:
+        """When the youngest event of a source was received."""
+        with self._lock:
+            row = self._connection.execute(
+                "SELECT received_at FROM events WHERE source = ? ORDER BY offset DESC LIMIT 1", (source,)
+            ).fetchone()
+        return None if row is None else str(row["received_at"])
+
+    def dead_since(self, moment: datetime) -> tuple[int, str]:
+        """How many events became dead letters at `moment` or later, and the reason of the last."""
+        with self._lock:
+            row = self._connection.execute(
+                "SELECT count(*) AS count, max(at), reason FROM dead WHERE at >= ?", (timestamp(moment),)
+            ).fetchone()
+        return int(row["count"]), str(row["reason"] or "")
 
     def prune(self, age: timedelta, identity_age: timedelta) -> int:
         """Remove what is older than `age` and acknowledged by all; returns how many events.
@@ -213,52 +273,6 @@ class Journal:
                 (timestamp(moment - identity_age),),
             )
         return removed
-
-
-def _store(connection: sqlite3.Connection, source: str, event: Event) -> Outcome:
-    meta: dict[str, Any] = dict(event["meta"])
-    identity = meta.pop("identity", None)
-    reason = meta.pop("unreadable", None)
-    if identity is not None:
-        changes = _change(connection, source, identity, meta["received_at"])
-        if changes is None:
-            return Outcome.DUPLICATE
-        meta["uuid"] = derive_uuid(source, identity["key"], identity["state"], str(changes))
-    else:
-        fresh = connection.execute(
-            "INSERT OR IGNORE INTO identities VALUES (?, ?)", (meta["uuid"], meta["received_at"])
-        ).rowcount
-        if not fresh:
-            return Outcome.DUPLICATE
-    body = json.dumps({**event, "meta": meta}, ensure_ascii=False, separators=(",", ":"))
-    offset = connection.execute(
-        "INSERT INTO events (uuid, source, received_at, body) VALUES (?, ?, ?, ?)",
-        (meta["uuid"], source, meta["received_at"], body),
-    ).lastrowid
-    if reason is None:
-        return Outcome.STORED
-    connection.execute("INSERT INTO dead VALUES (?, ?, ?, ?)", (INTAKE, offset, reason, now()))
-    return Outcome.UNREADABLE
-
-
-def _change(connection: sqlite3.Connection, source: str, identity: dict[str, Any], at: str) -> int | None:
-    """How often the state of a key has changed, counting this change; None when it did not."""
-    key, state = identity["key"], identity["state"]
-    row = connection.execute(
-        "SELECT state, changes, changed_at FROM states WHERE source = ? AND key = ?", (source, key)
-    ).fetchone()
-    changes = 1 if row is None else int(row["changes"]) + 1
-    if row is not None and row["state"] == state:
-        repeat = identity.get("repeat_after")
-        age = datetime.fromisoformat(at) - datetime.fromisoformat(row["changed_at"])
-        if repeat is None or age < timedelta(seconds=repeat):
-            return None
-    connection.execute(
-        "INSERT INTO states VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-        "state = excluded.state, changes = excluded.changes, changed_at = excluded.changed_at",
-        (source, key, state, changes, at),
-    )
-    return changes
 
 
 def _entry(row: sqlite3.Row, consumers: list[sqlite3.Row]) -> Entry:

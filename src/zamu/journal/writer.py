@@ -2,18 +2,19 @@
 """Gathers what many requests want to append at the same moment into one commit."""
 
 import asyncio
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 
 from zamu.errors import JournalError
-from zamu.event import Event
-from zamu.journal import Outcome
+from zamu.journal import Outcome, Record
+from zamu.journal.scribe import Scribe
 from zamu.journal.sqlite import Journal
 
-#: More events than this waiting for the disk, and `put` refuses: the sender is asked to wait.
+#: How many events may wait for the disk, unless the writer is told otherwise.
 MAX_WAITING = 10_000
 _BATCH = 1_000
 
-type _Waiting = tuple[str, Event, asyncio.Future[Outcome]]
+type _Waiting = tuple[Sequence[Record], asyncio.Future[list[Outcome]]]
 
 
 class Overloaded(JournalError):
@@ -21,21 +22,33 @@ class Overloaded(JournalError):
 
 
 class Writer:
-    """Appends events from many tasks; while one commit is on its way the next one fills up."""
+    """Appends records from many tasks; while one commit is on its way the next one fills up."""
 
-    def __init__(self, journal: Journal, stored: Callable[[], None]) -> None:
-        """`stored` is called after each commit that holds something new: ring a bell there."""
+    def __init__(
+        self, journal: Journal | Scribe, stored: Callable[[], None], most: int = MAX_WAITING
+    ) -> None:
+        """Writes through `journal` in a thread, or through a scribe.
+
+        `stored` is called after each commit that holds something new: ring a bell there.
+
+        With `most` events waiting for the disk `put` refuses more: the sender is asked to wait.
+        """
         self._journal = journal
         self._stored = stored
-        self._waiting: list[_Waiting] = []
+        self._most = most
+        self._waiting: deque[_Waiting] = deque()
+        self._count = 0
         self._writing: asyncio.Task[None] | None = None
 
-    async def put(self, source: str, event: Event) -> Outcome:
-        """Return once the event is durable. Raises JournalError when it is not stored."""
-        if len(self._waiting) >= MAX_WAITING:
-            raise Overloaded(f"{MAX_WAITING} events wait for the disk.")
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._waiting.append((source, event, future))
+    async def put(self, records: Sequence[Record]) -> list[Outcome]:
+        """Return once all the records are durable. Raises JournalError when none of them is stored."""
+        if not records:
+            return []
+        if self._count >= self._most:
+            raise Overloaded(f"{self._count} events wait for the disk.")
+        future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((records, future))
+        self._count += len(records)
         if self._writing is None:
             self._writing = asyncio.create_task(self._write())
         return await future
@@ -48,22 +61,36 @@ class Writer:
     async def _write(self) -> None:
         try:
             while self._waiting:
-                batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
-                await self._commit(batch)
+                await self._commit(self._next_batch())
         finally:
             self._writing = None
 
+    def _next_batch(self) -> list[_Waiting]:
+        """What comes next, up to about `_BATCH` records. What was put together stays together."""
+        batch: list[_Waiting] = []
+        size = 0
+        while self._waiting and size < _BATCH:
+            batch.append(self._waiting.popleft())
+            size += len(batch[-1][0])
+        self._count -= size
+        return batch
+
     async def _commit(self, batch: list[_Waiting]) -> None:
-        pairs = [(source, event) for source, event, _ in batch]
+        together = [record for records, _ in batch for record in records]
         try:
-            outcomes = await asyncio.to_thread(self._journal.append, pairs)
+            if isinstance(self._journal, Scribe):
+                outcomes = await self._journal.append(together)
+            else:
+                outcomes = await asyncio.to_thread(self._journal.append, together)
         except Exception as error:
-            for _, _, future in batch:
+            for _, future in batch:
                 if not future.done():
                     future.set_exception(error)
             return
-        for (_, _, future), outcome in zip(batch, outcomes, strict=True):
+        rest = iter(outcomes)
+        for records, future in batch:
+            mine = [next(rest) for _ in records]
             if not future.done():
-                future.set_result(outcome)
+                future.set_result(mine)
         if Outcome.STORED in outcomes or Outcome.UNREADABLE in outcomes:
             self._stored()

@@ -104,7 +104,10 @@ class Message:
         return cls(
             # No channel takes a message without a word.
             title=_cut(printable(title, TITLE_LIMIT).strip(), TITLE_LIMIT) or "zamu",
-            body=_cut(str(body), BODY_LIMIT),
+            body=_cut(
+                "\n".join(printable(line, BODY_LIMIT) for line in str(body).expandtabs().splitlines()),
+                BODY_LIMIT,
+            ),
             urgency=str(urgency) if urgency in URGENCIES else "normal",
         )
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`/healthz` for machines and `/` for people."""
 
+import asyncio
+import math
+import time
 from html import escape
 
 from aiohttp import web
@@ -15,6 +18,7 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
     "X-Content-Type-Options": "nosniff",
 }
+_COLOURS = {"ready": "#2a7d3f", "degraded": "#9a6700", "not ready": "#b3261e"}
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -35,8 +39,32 @@ _PAGE = """<!doctype html>
 """
 
 
+#: Anybody may ask for the page, as often as he likes, and to count a large journal takes its time.
+_COUNT_EVERY = 2.0
+
+
+class _Counts:
+    """The journal's counts, not older than _COUNT_EVERY seconds."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._lock = asyncio.Lock()
+        self._found: dict[str, int] = {}
+        self._at = -math.inf
+
+    async def get(self) -> dict[str, int]:
+        """Events, pending deliveries and dead letters."""
+        async with self._lock:
+            if time.monotonic() - self._at > _COUNT_EVERY:
+                self._found = await asyncio.to_thread(self._journal.counts)
+                self._at = time.monotonic()
+        return self._found
+
+
 def routes(state: State, journal: Journal) -> dict[str, Route]:
     """The paths of the status pages."""
+
+    journal_counts = _Counts(journal)
 
     async def healthz(_: Request) -> web.Response:
         found = health(state)
@@ -44,7 +72,8 @@ def routes(state: State, journal: Journal) -> dict[str, Route]:
 
     async def page(_: Request) -> web.Response:
         found = health(state)
-        counts = journal.counts()
+        word = ("degraded" if found.degraded else "ready") if found.ready else "not ready"
+        counts = await journal_counts.get()
         rows = {
             **found.parts,
             **{f"source {name}": reason for name, reason in found.sources.items()},
@@ -53,9 +82,9 @@ def routes(state: State, journal: Journal) -> dict[str, Route]:
             "dead letters": counts["dead"],
         }
         text = _PAGE.format(
-            word="ready" if found.ready else "not ready",
-            colour="#2a7d3f" if found.ready else "#b3261e",
-            reason=f"<p>{escape(found.reason)}</p>" if found.reason else "",
+            word=word,
+            colour=_COLOURS[word],
+            reason="".join(f"<p>{escape(one)}</p>" for one in [found.reason, *found.degraded] if one),
             rows="".join(
                 f"<tr><th scope=row>{escape(name)}<td>{escape(str(value))}" for name, value in rows.items()
             ),
