@@ -260,6 +260,12 @@ class Zamu:
         process.kill()
         process.wait()
 
+    def terminate(self, part: str) -> subprocess.Popen[bytes]:
+        """SIGTERM to a part that was started on its own; returns its process, to be waited for."""
+        process = self._parts.pop(part)
+        process.terminate()
+        return process
+
     def kill_all(self) -> None:
         """SIGKILL to everything but the playbooks' own sessions: parts, engine and the waiting gates."""
         victims = []

@@ -71,7 +71,7 @@ def run_all(config: Config, state: State, options: list[str]) -> int:
     async def everything() -> None:
         async with asyncio.TaskGroup() as tasks:
             for part in PARTS:
-                tasks.create_task(_keep(part, options))
+                tasks.create_task(_keep(part, options, config.engine.drain.total_seconds() + _END_PATIENCE))
             tasks.create_task(console.follow())
             tasks.create_task(_introduce(config, state))
 
@@ -92,7 +92,7 @@ class PartEnded(Exception):
     """A child of `zamu run` ended though nobody asked it to."""
 
 
-async def _keep(part: str, options: list[str]) -> None:
+async def _keep(part: str, options: list[str], patience: float) -> None:
     """Run a part as a child, and start it again when it ends."""
     lives = 0
 
@@ -111,7 +111,7 @@ async def _keep(part: str, options: list[str]) -> None:
         try:
             code = await child.wait()
         except asyncio.CancelledError:
-            await processes.end_child(child, _END_PATIENCE)
+            await processes.end_child(child, patience)
             raise
         if code == REFUSED and lives == 1:  # later it may pass: an inventory that is being edited
             raise ZamuError(f"The {part} cannot start; its reason stands above.")
@@ -129,13 +129,22 @@ def _begin(state: State, part: str) -> None:
 
 
 def _until_signalled(work: Coroutine[Any, Any, None]) -> int:
-    """Run until SIGTERM or SIGINT, or until the work fails; returns the exit code."""
+    """Run until SIGTERM or SIGINT, or until the work fails; returns the exit code.
+
+    A second signal ends the process at once, without waiting for what is under way.
+    """
 
     async def main() -> int:
         task = asyncio.ensure_future(work)
         loop = asyncio.get_running_loop()
+
+        def end() -> None:
+            if task.cancelling():  # asked twice: nothing is lost by ending at once
+                os._exit(1)
+            task.cancel()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, task.cancel)
+            loop.add_signal_handler(number, end)
         try:
             await task
         except asyncio.CancelledError:

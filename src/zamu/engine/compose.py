@@ -44,6 +44,8 @@ def compose(config: Config, rulebooks: Rulebooks) -> str:
 def _parse(ruleset: Ruleset, data: dict[str, Any]) -> None:
     """Let the engine's own parser read every rule, so that it is not the engine that fails."""
     names = set()
+    # Each rule on its own: a YAML alias makes two of them share what is changed here.
+    data["rules"] = [copy.deepcopy(rule) for rule in data["rules"]]
     for rule in data["rules"]:
         where = f"{ruleset.rulebook}: rule {rule['name']!r}"
         if rule["name"] in names:
@@ -64,6 +66,8 @@ def _ruleset(config: Config, ruleset: Ruleset) -> dict[str, Any]:
         _, *steps = error.absolute_path  # the first is the place in our list of one
         place = f"{'.'.join(map(str, steps))}: " if steps else ""
         raise RulebookError(f"{ruleset.rulebook}: {ruleset.name!r}: {place}{error.message}.") from None
+    # Each rule on its own: a YAML alias makes two of them share what is changed here.
+    data["rules"] = [copy.deepcopy(rule) for rule in data["rules"]]
     for rule in data["rules"]:
         where = f"{ruleset.rulebook}: rule {rule['name']!r}"
         for action in rule.get("actions") or [rule["action"]]:

@@ -2,6 +2,7 @@
 """Starts ansible-rulebook on the composed rulebook, watches it, and starts it again when it ends."""
 
 import asyncio
+import dataclasses
 import logging
 import os
 import signal
@@ -17,16 +18,18 @@ import yaml
 from zamu import inventory, processes
 from zamu.ansible import ansible_environment
 from zamu.config import Config
-from zamu.doorbell import Doorbell
+from zamu.doorbell import Doorbell, ring
+from zamu.engine import swap
 from zamu.engine.compose import compose, filters_directory, sources_directory
 from zamu.engine.door import install_door
+from zamu.errors import ZamuError
 from zamu.gate import settings as gate
 from zamu.gate.door import see_through
 from zamu.journal.sqlite import Journal
 from zamu.keep import keep_running
-from zamu.ledger import Intent
+from zamu.ledger import Intent, Message
 from zamu.ledger.sqlite import Ledger
-from zamu.rulebooks import Rulebooks
+from zamu.rulebooks import Rulebooks, load
 from zamu.state import State, write_atomically
 
 log = logging.getLogger("zamu.engine")
@@ -36,6 +39,8 @@ _WELL = 300
 #: How many uuids the engine remembers as seen; enough for what can be unacknowledged at once.
 _WINDOW = 1_000
 _END_PATIENCE = 15
+#: Seconds between two looks at the rulebooks, and so the least that an editor has to finish.
+_LOOK_EVERY = 2
 _LOG_LIMIT = 10_000_000
 
 
@@ -54,15 +59,20 @@ class Supervisor:
         self._journal = Journal(state.journal)
         self._pidfile = state.engine / "process"
         self._resumed: dict[str, asyncio.Task[Any]] = {}
+        self._changed: Rulebooks | None = None
+        self._change = asyncio.Event()
+        self._swap = swap.load(state)
+        self._trouble: str | None = None
 
     async def run(self) -> None:
         """Keep the engine running, and finish what killed playbooks left behind."""
         await asyncio.to_thread(self._end_leftover)
-        self._settings = await asyncio.to_thread(self._prepare)
+        self._settings = await asyncio.to_thread(self._prepare, self._rulebooks)
         self._journal.subscribe(self._rulebooks.consumers)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_running())
             tasks.create_task(self._resume_killed())
+            tasks.create_task(self._watch_rulebooks())
 
     def _end_leftover(self) -> None:
         """End the engine of a supervisor that was killed: two on one store would destroy it."""
@@ -72,7 +82,7 @@ class Supervisor:
                 log.warning("Ending the engine that an earlier zamu left behind.")
                 processes.end(leftover)
 
-    def _prepare(self) -> gate.Settings:
+    def _prepare(self, rulebooks: Rulebooks) -> gate.Settings:
         """Write all that the engine and the gate read. Raises ZamuError."""
         config, state = self._config, self._state
         environment = ansible_environment(config, state)
@@ -98,25 +108,34 @@ class Supervisor:
         )
         os.environ[gate.VARIABLE] = str(settings.save())
         install_door(state)
-        write_atomically(state.engine / "rulebook.yml", compose(config, self._rulebooks))
-        variables = {
-            "drools_db_file_path": str(state.engine / "store"),
-            "drools_deduplication_window_size": _WINDOW,
-            "drools_overwrite_if_rulebook_changes": False,
-        }
-        write_atomically(state.engine / "vars.yml", yaml.safe_dump(variables))
+        write_atomically(state.engine / "rulebook.yml", compose(config, rulebooks))
         return settings
 
     async def _keep_running(self) -> None:
-        await keep_running(self._run_once, failed=self._say_down, well=_WELL)
+        await keep_running(self._run, failed=self._say_down, well=_WELL)
 
     def _say_down(self, error: BaseException, pause: float) -> None:
-        self._state.say("engine", state="down", reason=str(error))
+        self._say(state="down", reason=str(error))
         log.warning("%s It is started again in %.0f s.", error, pause)
 
+    def _say(self, **facts: Any) -> None:
+        self._said = facts
+        self._state.say("engine", **facts, rulebooks=self._trouble)
+
+    async def _run(self) -> None:
+        """Run the engine, and again after each swap. Raises EngineEnded when it ends by itself."""
+        while True:
+            await self._run_once()
+
     async def _run_once(self) -> None:
-        """One life of the engine. Raises EngineEnded at its end."""
-        self._state.say("engine", state="starting", reason="the rules engine starts")
+        """One life of the engine: until it ends, which is an error, or until the rulebooks changed."""
+        self._say(state="starting", reason="the rules engine starts")
+        variables = {
+            "drools_db_file_path": str(self._state.engine / "store"),
+            "drools_deduplication_window_size": _WINDOW,
+            "drools_overwrite_if_rulebook_changes": self._swap.fresh,
+        }
+        write_atomically(self._state.engine / "vars.yml", yaml.safe_dump(variables))
         log_file = self._state.logs / "engine.log"
         if log_file.exists() and log_file.stat().st_size > _LOG_LIMIT:
             log_file.replace(log_file.with_suffix(".log.1"))
@@ -133,13 +152,83 @@ class Supervisor:
         name = processes.identity(engine.pid)
         write_atomically(self._pidfile, name)
         ready = asyncio.create_task(self._say_when_ready(name))
+        ended, changed = asyncio.create_task(engine.wait()), asyncio.create_task(self._change.wait())
         try:
-            code = await engine.wait()
+            await asyncio.wait((ended, changed), return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                raise EngineEnded(f"The rules engine ended with {ended.result()}; see {log_file}.")
         finally:
             ready.cancel()
-            if engine.returncode is None:
-                await processes.end_child(engine, _END_PATIENCE)
-        raise EngineEnded(f"The rules engine ended with {code}; see {log_file}.")
+            changed.cancel()
+            drained = await self._drain(engine)
+        await asyncio.to_thread(self._take_over, drained)
+
+    async def _drain(self, engine: asyncio.subprocess.Process) -> bool:
+        """End the engine when its actions have ended; False when it did not end well in time."""
+        if engine.returncode is not None:
+            return False
+        deadline = self._config.engine.drain.total_seconds()
+        if self._ledger.active():
+            log.info("Waiting for the actions that are under way, at most %.0f s.", deadline)
+        began = asyncio.get_running_loop().time()
+        await processes.end_child(engine, deadline + _END_PATIENCE)
+        return engine.returncode == 0 and asyncio.get_running_loop().time() - began < deadline
+
+    def _take_over(self, drained: bool) -> None:
+        """Make the changed rulebooks those that the engine is started with."""
+        self._change.clear()
+        new, old = self._changed, self._rulebooks
+        assert new is not None  # the event is set for it
+        try:
+            self._settings = self._prepare(new)
+        except ZamuError as error:  # an inventory, for example, that is being edited, too
+            self._report(str(error))
+            return
+        # What the engine still had to do is in its store, which then has to keep all that it knows.
+        self._swap = swap.swap(self._journal, old, new, self._swap) if drained else self._swap
+        self._swap.save(self._state)
+        self._rulebooks = new
+        self._journal.subscribe(new.consumers)
+        log.info("The changed rulebooks are used from now on.")
+
+    async def _watch_rulebooks(self) -> None:
+        """Check rulebooks that were changed, and have the good ones taken over."""
+        directory = self._config.rulebooks
+        taken = last = inventory.stamp(directory)
+        while True:
+            await asyncio.sleep(_LOOK_EVERY)
+            stamp = await asyncio.to_thread(inventory.stamp, directory)
+            written, last = stamp == last, stamp
+            if stamp == taken or not written:  # a file that still changes is still being written
+                continue
+            taken = stamp
+            try:
+                found = await asyncio.to_thread(self._load)
+            except ZamuError as error:
+                self._report(str(error))
+                continue
+            self._report(None)
+            if found.rulesets != self._rulebooks.rulesets:
+                self._changed = found
+                self._change.set()
+
+    def _load(self) -> Rulebooks:
+        found = load(self._config.rulebooks, self._config.sources)
+        compose(self._config, found)
+        return found
+
+    def _report(self, trouble: str | None) -> None:
+        """Tell of rulebooks that cannot be used; the last good ones stay in use."""
+        if trouble == self._trouble:
+            return
+        self._trouble = trouble
+        self._say(**self._said)
+        if trouble is None:
+            log.info("The rulebooks can be used again.")
+            return
+        log.warning("Changed rulebooks are not used; the last good ones go on. %s", trouble)
+        self._ledger.tell(Message.of("A changed rulebook is not used", trouble, "urgent"))
+        ring(self._state.bells, "outbox")
 
     def _command(self) -> list[str]:
         directory = self._state.engine
@@ -161,6 +250,8 @@ class Supervisor:
             "zamu",
             "--execution-strategy",
             "parallel",
+            "--shutdown-delay",
+            str(int(self._config.engine.drain.total_seconds())),
             "--max-concurrent-actions",
             str(self._config.engine.max_runs),
         ]
@@ -187,7 +278,10 @@ class Supervisor:
         try:
             while self._journal.readers() != {engine}:
                 await bell.wait(1)
-            self._state.say("engine", state="ready", engine=engine)
+            self._say(state="ready", engine=engine)
+            if self._swap.fresh:
+                self._swap = dataclasses.replace(self._swap, fresh=False)
+                self._swap.save(self._state)
             log.info("The rules engine is ready.")
         finally:
             bell.close()
