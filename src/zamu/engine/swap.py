@@ -21,6 +21,8 @@ from zamu.state import State, write_atomically
 DEFAULT_TTL = "2 hours"
 #: At most so many events are delivered again to one ruleset.
 REDELIVERED = 10_000
+#: How far back an engine that lost its store looks for actions that it may have had to do.
+FORGOTTEN = timedelta(hours=1)
 
 _DURATION = re.compile(r"(\d+)\s+(millisecond|second|minute|hour|day)s?")
 
@@ -67,6 +69,17 @@ def swap(journal: Journal, old: Rulebooks, new: Rulebooks, last: Swap) -> Swap:
             if window:
                 journal.redeliver(ruleset.name, datetime.now(UTC) - window, REDELIVERED)
     return Swap(fresh=True, judged=judged)
+
+
+def hear_all_again(journal: Journal, rulebooks: Rulebooks) -> Swap:
+    """Have all rulesets hear again what may be unfinished, for an engine that knows nothing any more.
+
+    Every rule may act: what was done the ledger does not let be done again.
+    """
+    for ruleset in rulebooks.rulesets:
+        window = max(longest_window(ruleset.data), FORGOTTEN)
+        journal.redeliver(ruleset.name, datetime.now(UTC) - window, REDELIVERED)
+    return Swap()
 
 
 def _fires_late(rule: dict[str, Any]) -> bool:
