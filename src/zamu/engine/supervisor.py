@@ -64,8 +64,8 @@ class Supervisor:
         self._journal.subscribe(self._rulebooks.consumers)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_running())
-            tasks.create_task(self._resume_killed())
-            tasks.create_task(self._watch_rulebooks())
+            for task in (self._resume_killed, self._watch_rulebooks):
+                tasks.create_task(keep_running(task, failed=self._say_disturbed))
 
     def _end_leftover(self) -> None:
         """End the engine of a supervisor that was killed: two on one store would destroy it."""
@@ -77,6 +77,7 @@ class Supervisor:
 
     def _prepare(self, rulebooks: Rulebooks) -> gate.Settings:
         """Write all that the engine and the gate read. Raises ZamuError."""
+        launch.require_java()
         config, state = self._config, self._state
         environment = ansible_environment(config, state)
         found = inventory.load(config.inventory, environment)
@@ -110,6 +111,9 @@ class Supervisor:
     def _say_down(self, error: BaseException, pause: float) -> None:
         self._say(state="down", reason=str(error))
         log.warning("%s It is started again in %.0f s.", error, pause)
+
+    def _say_disturbed(self, error: BaseException, pause: float) -> None:
+        log.warning("The engine's supervisor was disturbed, and goes on in %.0f s: %s", pause, error)
 
     def _say(self, **facts: Any) -> None:
         self._said = facts
