@@ -13,6 +13,7 @@ from typing import Any
 
 from zamu import inventory, processes
 from zamu.ansible import ansible_environment
+from zamu.changes import changes
 from zamu.config import Config
 from zamu.doorbell import Doorbell, ring
 from zamu.engine import launch, swap
@@ -33,8 +34,6 @@ log = logging.getLogger("zamu.engine")
 #: An engine that ran this long was well; when it ends then, the waiting times begin anew. Seconds.
 _WELL = 300
 _END_PATIENCE = 15
-#: Seconds between two looks at the rulebooks, and so the least that an editor has to finish.
-_LOOK_EVERY = 2
 
 
 class EngineEnded(Exception):
@@ -193,15 +192,7 @@ class Supervisor:
 
     async def _watch_rulebooks(self) -> None:
         """Check rulebooks that were changed, and have the good ones taken over."""
-        directory = self._config.rulebooks
-        taken = last = inventory.stamp(directory)
-        while True:
-            await asyncio.sleep(_LOOK_EVERY)
-            stamp = await asyncio.to_thread(inventory.stamp, directory)
-            written, last = stamp == last, stamp
-            if stamp == taken or not written:  # a file that still changes is still being written
-                continue
-            taken = stamp
+        async for _ in changes(self._config.rulebooks):
             try:
                 found = await asyncio.to_thread(self._load)
             except ZamuError as error:
