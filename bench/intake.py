@@ -92,7 +92,7 @@ def wrk(receiver: Receiver, seed: str, seconds: float) -> Sent:
     """Let wrk post new alerts for some seconds. Raises RuntimeError unless each is answered with 2xx."""
     done = subprocess.run(
         [
-            *("wrk", f"-t{THREADS}", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "--latency"),
+            *("wrk", f"-t{THREADS}", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "--timeout", "30s", "--latency"),
             *("-s", str(HERE / "unique_alerts.lua"), receiver.url, "--"),
             *(receiver.token, seed, f"{HOST}:9100"),
         ],

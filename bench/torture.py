@@ -4,7 +4,8 @@
     .venv/bin/python bench/torture.py [--rounds N] [--seed N] [--write]
 
 Every second, 20 events arrive; every twentieth sets off a playbook that writes one line into a file.
-A round kills one of: intake, the rules engine, the engine's supervisor, a running playbook, all of zamu.
+A round kills one of: intake, the rules engine, the engine's supervisor, a running playbook, all of zamu;
+or it asks the engine to end, or changes the rulebook, so that a minute of events is delivered again.
 An event that was answered 202 has to be in the journal, delivered to its ruleset, and its line written:
 once, or more often only where its playbook itself was killed. Exit code 1 when anything was lost, or
 doubled without that.
@@ -20,15 +21,24 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from results import save
 
-from harness import Zamu, alert, group, line_writer, wait_until
+from harness import LINE_RULEBOOK, Zamu, alert, group, line_writer, wait_until
 
 RATE = 20
 ACTING = 20
-VICTIMS = ("intake", "engine", "supervisor", "playbook", "all")
+VICTIMS = ("intake", "engine", "supervisor", "playbook", "all", "rulebook", "nobody")
+# What a changed rulebook has more; it makes the ruleset hear a minute of events again.
+MORE = {
+    "name": "Never",
+    "condition": 'event.alert.labels.act == "never"',
+    "throttle": {"once_within": "1 minute", "group_by_attributes": ["event.alert.labels.act"]},
+    "action": {"debug": {}},
+}
 
 
 class Sender(threading.Thread):
@@ -71,6 +81,13 @@ class Sender(threading.Thread):
 
 def kill(zamu: Zamu, victim: str) -> None:
     """Kill one part and bring back what nobody else brings back."""
+    if victim == "rulebook":
+        change_rulebook(zamu)
+        return
+    if victim == "nobody":
+        zamu.terminate("engine").wait(90)
+        zamu.start("engine")
+        return
     if victim == "engine":
         process = zamu.process("--persistence-id")
         if process:
@@ -86,6 +103,19 @@ def kill(zamu: Zamu, victim: str) -> None:
         part = {"supervisor": "engine"}.get(victim, victim)
         zamu.kill_part(part)
         zamu.start(part)
+
+
+def change_rulebook(zamu: Zamu) -> None:
+    """Add a rule, or take it away again, and wait until zamu has taken that over."""
+    file = zamu.directory / "rulebooks" / "torture.yml"
+    log = zamu.directory / "engine.log"
+    used = "are used from now on"
+    before = log.read_text().count(used)
+    [ruleset] = yaml.safe_load(file.read_text())
+    rules = LINE_RULEBOOK[0]["rules"]
+    ruleset["rules"] = rules if len(ruleset["rules"]) > len(rules) else [*rules, MORE]
+    file.write_text(yaml.safe_dump([ruleset], sort_keys=False))
+    wait_until(lambda: log.read_text().count(used) > before, 90, zamu.story)
 
 
 def count(zamu: Zamu, sender: Sender, lines: Path) -> dict[str, int]:
@@ -128,7 +158,7 @@ def torture(rounds: int, seed: int) -> dict[str, int]:
             kill(zamu, victim)
             zamu.wait_ready()
             print(
-                f"[{number + 1}/{rounds}] killed: {victim}; accepted so far: {len(sender.accepted)}",
+                f"[{number + 1}/{rounds}] {victim}; accepted so far: {len(sender.accepted)}",
                 flush=True,
             )
         sender.finish()

@@ -64,6 +64,7 @@ MEANINGS = {
     "started again",
     "engine.settle": "how long an event's acknowledgement waits after the engine's answer, so that the "
     "engine's store has written it",
+    "engine.drain": "how long actions that are under way may take, when zamu is asked to end or a rulebook was changed",
     "engine.run_timeout": "how long a playbook may run before it is ended and has failed",
     "engine.max_depth": "how many runs may follow each other, each set off by the end of the one before; "
     "`boma.zamu.notify` is always allowed",

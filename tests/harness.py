@@ -31,11 +31,6 @@ LINE_RULEBOOK: list[dict[str, Any]] = [
             {
                 "name": "Write a line",
                 "condition": 'event.alert.labels.act == "yes"',
-                # `zamu check` wants one. So short a time holds nothing back that is delivered again.
-                "throttle": {
-                    "once_within": "1 millisecond",
-                    "group_by_attributes": ["event.alert.fingerprint"],
-                },
                 "action": {
                     "run_playbook": {
                         "name": "write_line",
@@ -268,6 +263,12 @@ class Zamu:
         process = self._parts.pop(part)
         process.kill()
         process.wait()
+
+    def terminate(self, part: str) -> subprocess.Popen[bytes]:
+        """SIGTERM to a part that was started on its own; returns its process, to be waited for."""
+        process = self._parts.pop(part)
+        process.terminate()
+        return process
 
     def kill_all(self) -> None:
         """SIGKILL to everything but the playbooks' own sessions: parts, engine and the waiting gates."""

@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import sqlite3
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -34,6 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return {"check": _check, "doctor": _doctor}.get(options.command, _serve)(options, state)
     except ZamuError as error:
         print(f"zamu: {error}", file=sys.stderr)
+        return 2
+    except sqlite3.DatabaseError as error:
+        print(
+            f"zamu: a database in {state.root} cannot be used: {error}. See `zamu doctor`.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         return 130

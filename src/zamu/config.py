@@ -120,6 +120,7 @@ class Engine(_Section):
     jvm_memory: str = Field("256m", pattern=r"^\d+[mg]$")
     delivery_timeout: Duration = timedelta(seconds=30)
     settle: Duration = timedelta(seconds=2)
+    drain: Duration = timedelta(seconds=30)
     run_timeout: Duration = timedelta(hours=1)
     max_depth: int = Field(3, ge=1, le=20, description="runs that set off runs")
     max_attempts: int = Field(3, ge=1, le=20, description="of a playbook that was killed")

@@ -42,6 +42,20 @@ type Check = Literal[
     "inventory",
     "collections-path",
 ]
+#: What rules can run with all the same, though they should not: the guard still bounds what they do, or
+#: the check may know less than the house. It is told at the start, and refuses nothing there.
+BEARABLE: frozenset[Check] = frozenset(
+    {
+        "throttle-missing",
+        "cooldown-missing",
+        "throttle-group",
+        "event-path",
+        "role",
+        "role-name",
+        "inventory",
+        "collections-path",
+    }
+)
 #: Bounds of one file: bytes, levels, and values, those that aliases repeat counted again.
 MAX_BYTES, MAX_DEPTH, MAX_VALUES = 262_144, 50, 50_000
 

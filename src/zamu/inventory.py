@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The inventory's host names, and the names and addresses by which the world speaks of them."""
 
-import contextlib
 import ipaddress
 import json
 import os
@@ -133,12 +132,3 @@ def variables(path: Path, environment: dict[str, str] | None = None) -> dict[str
             hostvars.setdefault(host, {})
     # A host that is named like a group could not be limited to: Ansible would take the group.
     return {host: found for host, found in hostvars.items() if host not in listed}
-
-
-def stamp(path: Path) -> str:
-    """Changes whenever a file of the inventory directory does."""
-    newest = []
-    for file in sorted(path.rglob("*")):
-        with contextlib.suppress(FileNotFoundError):  # it was removed while we looked
-            newest.append((str(file), file.stat().st_mtime_ns))
-    return json.dumps(newest)

@@ -15,7 +15,7 @@ import yaml
 
 from zamu import documents
 from zamu.config import HOME
-from zamu.documents import Check, Document, Finding, shown
+from zamu.documents import BEARABLE, Check, Document, Finding, shown
 from zamu.errors import RulebookError
 from zamu.journal import Consumer
 
@@ -83,8 +83,8 @@ def load(directory: Path, overlays: dict[str, dict[str, Any]]) -> Rulebooks:
 
 
 def refuse(findings: Iterable[Finding]) -> None:
-    """Raises RulebookError with all findings that are more than a warning."""
-    errors = [str(finding) for finding in findings if not finding.warning]
+    """Raises RulebookError with all findings that rules cannot be run with."""
+    errors = [str(one) for one in findings if not one.warning and one.check not in BEARABLE]
     if errors:
         raise RulebookError("\n".join(["The rulebooks cannot be used as they stand.", *errors]))
 

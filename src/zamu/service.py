@@ -7,19 +7,21 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 from zamu import processes
 from zamu.config import Config
 from zamu.console import Console, introduce
 from zamu.doorbell import Doorbell
+from zamu.engine.check import examine
 from zamu.engine.supervisor import Supervisor
 from zamu.errors import ZamuError
 from zamu.intake.process import Intake
 from zamu.journal.sqlite import Journal
 from zamu.keep import keep_running
 from zamu.notify import SHOWN, Outbox
-from zamu.rulebooks import load
+from zamu.rulebooks import Rulebooks, load, refuse
 from zamu.state import State
 from zamu.status.health import PARTS, health
 from zamu.status.page import routes
@@ -36,7 +38,7 @@ def run_intake(config: Config, state: State) -> int:
     _begin(state, "intake")
     journal = Journal(state.journal)
     rulebooks = load(config.rulebooks, config.sources)
-    intake = Intake(config, state, rulebooks, journal, routes(state, journal))
+    intake = Intake(config, state, rulebooks, journal, routes(state, journal), partial(_usable, config))
     try:
         return _until_signalled(intake.run())
     finally:
@@ -46,7 +48,8 @@ def run_intake(config: Config, state: State) -> int:
 def run_engine(config: Config, state: State) -> int:
     """The process `zamu engine`: the rules engine's supervisor, and the outbox's sender."""
     _begin(state, "engine")
-    supervisor = Supervisor(config, state, load(config.rulebooks, config.sources))
+    rulebooks = load(config.rulebooks, config.sources)
+    supervisor = Supervisor(config, state, rulebooks, partial(_usable, config))
     outbox = Outbox(config, state)
 
     async def both() -> None:
@@ -55,6 +58,13 @@ def run_engine(config: Config, state: State) -> int:
             tasks.create_task(outbox.run())
 
     return _until_signalled(both())
+
+
+def _usable(config: Config) -> Rulebooks:
+    """The rulebooks as they are now. Raises ZamuError when they cannot be used."""
+    found = load(config.rulebooks, config.sources)
+    refuse(examine(config, found))
+    return found
 
 
 def run_all(config: Config, state: State, options: list[str]) -> int:
@@ -71,7 +81,7 @@ def run_all(config: Config, state: State, options: list[str]) -> int:
     async def everything() -> None:
         async with asyncio.TaskGroup() as tasks:
             for part in PARTS:
-                tasks.create_task(_keep(part, options))
+                tasks.create_task(_keep(part, options, config.engine.drain.total_seconds() + _END_PATIENCE))
             tasks.create_task(console.follow())
             tasks.create_task(_introduce(config, state))
 
@@ -92,7 +102,7 @@ class PartEnded(Exception):
     """A child of `zamu run` ended though nobody asked it to."""
 
 
-async def _keep(part: str, options: list[str]) -> None:
+async def _keep(part: str, options: list[str], patience: float) -> None:
     """Run a part as a child, and start it again when it ends."""
     lives = 0
 
@@ -111,7 +121,7 @@ async def _keep(part: str, options: list[str]) -> None:
         try:
             code = await child.wait()
         except asyncio.CancelledError:
-            await processes.end_child(child, _END_PATIENCE)
+            await processes.end_child(child, patience)
             raise
         if code == REFUSED and lives == 1:  # later it may pass: an inventory that is being edited
             raise ZamuError(f"The {part} cannot start; its reason stands above.")
@@ -129,13 +139,22 @@ def _begin(state: State, part: str) -> None:
 
 
 def _until_signalled(work: Coroutine[Any, Any, None]) -> int:
-    """Run until SIGTERM or SIGINT, or until the work fails; returns the exit code."""
+    """Run until SIGTERM or SIGINT, or until the work fails; returns the exit code.
+
+    A second signal ends the process at once, without waiting for what is under way.
+    """
 
     async def main() -> int:
         task = asyncio.ensure_future(work)
         loop = asyncio.get_running_loop()
+
+        def end() -> None:
+            if task.cancelling():  # asked twice: nothing is lost by ending at once
+                os._exit(1)
+            task.cancel()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, task.cancel)
+            loop.add_signal_handler(number, end)
         try:
             await task
         except asyncio.CancelledError:

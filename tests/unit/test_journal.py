@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -161,7 +161,7 @@ def test_an_event_is_pending_until_it_is_acknowledged(journal: Journal) -> None:
     assert journal.counts() == {"events": 2, "dead": 0, "pending": 2}
     first = journal.entries()[0].offset
     journal.acknowledge("Rules", "am", first)
-    assert journal.acknowledged("Rules", "am") == first
+    assert journal.position("Rules", "am") == (first, first)
     assert [entry.consumers for entry in journal.entries()] == [{"Rules": "delivered"}, {"Rules": "pending"}]
     assert journal.counts()["pending"] == 1
 
@@ -171,12 +171,12 @@ def test_an_acknowledgement_never_goes_back(journal: Journal) -> None:
     append(journal, "a", "b")
     journal.acknowledge("Rules", "am", 2)
     journal.acknowledge("Rules", "am", 1)
-    assert journal.acknowledged("Rules", "am") == 2
+    assert journal.position("Rules", "am") == (2, 2)
 
 
 def test_asking_for_a_consumer_that_there_is_not_is_an_error_that_names_it(journal: Journal) -> None:
     with pytest.raises(JournalError, match="'Rules' is not subscribed to 'am'"):
-        journal.acknowledged("Rules", "am")
+        journal.position("Rules", "am")
 
 
 def test_attempts_are_counted_for_each_ruleset_until_the_event_is_acknowledged(journal: Journal) -> None:
@@ -203,7 +203,7 @@ def test_an_event_that_is_buried_for_one_ruleset_is_delivered_to_the_others(jour
 def test_a_new_consumer_begins_with_what_comes_after_it(journal: Journal) -> None:
     append(journal, "a", "b")
     journal.subscribe([RULES])
-    assert journal.acknowledged("Rules", "am") == 2
+    assert journal.position("Rules", "am") == (2, 2)
     append(journal, "c")
     assert [entry.consumers for entry in journal.entries()] == [{}, {}, {"Rules": "pending"}]
 
@@ -213,7 +213,7 @@ def test_a_new_consumer_begins_after_what_was_removed_too(journal: Journal) -> N
     assert journal.prune(timedelta(0), YEAR) == 2
     journal.subscribe([RULES])
     append(journal, "c")
-    position = journal.acknowledged("Rules", "am")
+    position, _ = journal.position("Rules", "am")
     assert [found["meta"]["uuid"] for _, found in journal.read("Rules", "am", position, 9)] == ["c"]
 
 
@@ -222,7 +222,7 @@ def test_subscribing_again_forgets_nothing(journal: Journal) -> None:
     append(journal, "a", "b")
     journal.acknowledge("Rules", "am", 1)
     journal.subscribe([RULES])
-    assert journal.acknowledged("Rules", "am") == 1
+    assert journal.position("Rules", "am") == (1, 1)
 
 
 def test_a_consumer_that_no_rulebook_names_any_more_waits_for_nothing(journal: Journal) -> None:
@@ -571,3 +571,36 @@ def test_what_an_unreadable_event_is_dead_for_is_that_event(journal: Journal) ->
     assert [n for n, outcome in enumerate(outcomes) if outcome is UNREADABLE] == [0, 49, 50, 119]
     dead = {entry.event["meta"]["uuid"]: entry.reason for entry in journal.entries() if entry.reason}
     assert dead == {str(number): f"reason {number}" for number in (0, 49, 50, 119)}
+
+
+def test_redelivery_goes_back_to_a_moment_and_not_before_the_consumer_began(journal: Journal) -> None:
+    append(journal, "before")
+    journal.subscribe([RULES])
+    append(journal, "a", "b", "c")
+    journal.acknowledge("Rules", "am", 3)
+    journal.redeliver("Rules", datetime(2000, 1, 1, tzinfo=UTC), 10)
+    assert journal.position("Rules", "am") == (1, 3)
+    journal.redeliver("Rules", datetime.now(UTC) + YEAR, 10)
+    assert journal.position("Rules", "am") == (3, 3)
+
+
+def test_redelivery_is_bounded_and_takes_the_youngest(journal: Journal) -> None:
+    journal.subscribe([RULES])
+    append(journal, "a", "b", "c")
+    journal.acknowledge("Rules", "am", 3)
+    journal.redeliver("Rules", datetime(2000, 1, 1, tzinfo=UTC), 2)
+    assert journal.position("Rules", "am") == (1, 3)
+
+
+def test_redelivery_goes_on_where_it_was_and_ends_where_the_consumer_had_been(journal: Journal) -> None:
+    journal.subscribe([RULES])
+    append(journal, "a", "b", "c")
+    journal.acknowledge("Rules", "am", 3)
+    journal.redeliver("Rules", datetime(2000, 1, 1, tzinfo=UTC), 10)
+    journal.acknowledge("Rules", "am", 2)
+    assert journal.position("Rules", "am") == (2, 3)
+    # What was delivered once stays so, whatever is heard again.
+    assert {entry.state for entry in journal.entries()} == {"delivered"}
+    journal.acknowledge("Rules", "am", 3)
+    append(journal, "d")
+    assert journal.position("Rules", "am") == (3, 3)

@@ -23,6 +23,7 @@ from jinja2 import Undefined, UndefinedError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from zamu.doorbell import ring
+from zamu.engine import swap
 from zamu.event import printable
 from zamu.gate.door import digest, metas
 from zamu.gate.settings import ACTION_KEY, RECORDED
@@ -35,6 +36,9 @@ log = logging.getLogger("zamu.engine.actions")
 #: How often an action is begun before it is given up.
 ATTEMPTS = 3
 _LONGEST_PAUSE = 60
+
+#: Marks in `meta` an event that the ruleset has heard before its rules were changed.
+REDELIVERED = "redelivered"
 
 type _Call = Callable[..., Awaitable[None]]
 
@@ -87,6 +91,7 @@ def see_actions_through(state: State) -> None:
     if getattr(own, "by_zamu", False):
         return
     ledger = Ledger(state.ledger)
+    judged = swap.load(state).judged
 
     async def call(
         runner: RuleSetRunner,
@@ -96,7 +101,10 @@ def see_actions_through(state: State) -> None:
         *match: Any,
     ) -> None:
         if action == "run_playbook" and not _ended_before(metadata):
-            await _run_playbook(own, state, ledger, runner, metadata, arguments, *match)
+            events = metas(match[-1].data.values())
+            heard = bool(events) and all(REDELIVERED in event for event in events)
+            if not (heard and metadata.rule in judged.get(metadata.rule_set, [])):
+                await _run_playbook(own, state, ledger, runner, metadata, arguments, *match)
             # The engine's own bookkeeping for this action, without doing it once more.
             action, arguments = "none", MappingProxyType({})
         await own(runner, metadata, action, arguments, *match)

@@ -27,9 +27,9 @@ _HEAD = """\
 
 
 def compose(config: Config, rulebooks: Rulebooks) -> str:
-    """The text of the composed rulebook. Warnings of the check are logged.
+    """The text of the composed rulebook. What the check finds and rules can run with is logged.
 
-    Raises RulebookError with a line for each thing that the check finds wrong.
+    Raises RulebookError with a line for each thing that they cannot be run with.
     """
     findings = examine(config, rulebooks)
     refuse(findings)
@@ -44,6 +44,8 @@ def compose(config: Config, rulebooks: Rulebooks) -> str:
 
 def _ruleset(config: Config, ruleset: Ruleset) -> dict[str, Any]:
     data = copy.deepcopy(ruleset.data)
+    # Each rule on its own: a YAML alias makes two of them share what is changed here.
+    data["rules"] = [copy.deepcopy(rule) for rule in data["rules"]]
     for rule in data["rules"]:
         for _, action in actions(rule):
             if "run_playbook" in action:

@@ -9,10 +9,12 @@ that stopped the engine `ATTEMPTS` times is put to the dead letters, and the nex
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
 from collections import deque
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from drools.ruleset import session_stats
 
 from zamu import processes
 from zamu.doorbell import Doorbell, ring
-from zamu.engine.actions import see_actions_through
+from zamu.engine.actions import REDELIVERED, see_actions_through
+from zamu.engine.heap import say_heap
 from zamu.event import Event
 from zamu.journal.sqlite import Journal
 from zamu.ledger.sqlite import Ledger
@@ -32,6 +35,9 @@ _BATCH = 200
 #: How long an engine that gives no answer may take to end, in seconds.
 _END_PATIENCE = 10
 
+#: Seconds between two looks at Java's memory.
+_HEAP_EVERY = 10
+
 log = logging.getLogger("zamu.engine.delivery")
 
 
@@ -40,20 +46,81 @@ class EngineStuck(Exception):
 
 
 async def deliver(queue: asyncio.Queue[Any], args: dict[str, Any]) -> None:
-    """Deliver to one ruleset what one source put into the journal. Never returns."""
-    _leave_vault_text_alone()
+    """Deliver to one ruleset what one source put into the journal, until SIGTERM."""
     state = State(Path(os.environ["ZAMU_STATE"]))
-    see_actions_through(state)
     delivery = _Delivery(state, queue, args)
     await _rules_are_loaded(args["ruleset"])
+    _engine(state)
     delivery.journal.attach(args["ruleset"], args["source"], processes.identity())
     ring(state.bells, "engine")
     try:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(delivery.acknowledge_settled())
-            tasks.create_task(delivery.run())
+            acknowledging = tasks.create_task(delivery.acknowledge_settled())
+            await delivery.run()
+            await delivery.settled()
+            acknowledging.cancel()
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
+
+
+class _Stop:
+    """Stops all deliveries of the engine's process together, when it gets SIGTERM.
+
+    A source that returns ends the engine, which then gives its actions time to end: so none returns
+    before all are done.
+    """
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self._all_done = asyncio.Event()
+        self._running = 0
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.asked.set)
+
+    def begin(self) -> None:
+        """One more delivery runs."""
+        self._running += 1
+
+    async def done(self) -> None:
+        """One delivery is done; returns when all are."""
+        self._running -= 1
+        if not self._running:
+            self._all_done.set()
+        await self._all_done.wait()
+
+    async def or_else[T](self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`. Raises _Stopped when the stop comes first."""
+        asked, task = asyncio.ensure_future(self.asked.wait()), asyncio.ensure_future(work)
+        try:
+            await asyncio.wait((asked, task), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise _Stopped
+            return task.result()
+        finally:
+            asked.cancel()
+            task.cancel()
+
+
+class _Stopped(Exception):
+    """The engine is asked to end."""
+
+
+@functools.cache
+def _stop() -> _Stop:
+    return _Stop()
+
+
+@functools.cache
+def _engine(state: State) -> asyncio.Task[None]:
+    """What the engine's process needs once, however many sources it has."""
+    _leave_vault_text_alone()
+    see_actions_through(state)
+    return asyncio.create_task(_say_heap(state))
+
+
+async def _say_heap(state: State) -> None:
+    while True:
+        say_heap(state)
+        await asyncio.sleep(_HEAP_EVERY)
 
 
 def _leave_vault_text_alone() -> None:
@@ -89,36 +156,50 @@ class _Delivery:
         self._timeout: float = args["timeout"]
         self._room: int = args["room"]
         self._settling: deque[tuple[float, int]] = deque()
+        self._stop = _stop()
+        self._stop.begin()
 
     async def run(self) -> None:
-        position = self.journal.acknowledged(self._ruleset, self._source)
+        position, heard = self.journal.position(self._ruleset, self._source)
         bell = Doorbell(self._bells, "journal")
-        try:
+        with contextlib.closing(bell), contextlib.suppress(_Stopped):
             while True:
                 batch = self.journal.read(self._ruleset, self._source, position, _BATCH)
                 for offset, event in batch:
+                    if offset <= heard:
+                        event["meta"][REDELIVERED] = True
                     await self._deliver(offset, event)
                     position = offset
                 if not batch:
-                    await bell.wait()
-        finally:
-            bell.close()
+                    await self._stop.or_else(bell.wait())
 
     async def acknowledge_settled(self) -> None:
-        """Acknowledge what the engine's store has had time to write."""
-        loop = asyncio.get_running_loop()
+        """Acknowledge, again and again, what the engine's store has had time to write."""
         while True:
             await asyncio.sleep(self._settle / 4)
-            last = None
-            while self._settling and self._settling[0][0] <= loop.time() - self._settle:
-                last = self._settling.popleft()[1]
-            if last is not None:
-                await asyncio.to_thread(self.journal.acknowledge, self._ruleset, self._source, last)
+            await self._acknowledge()
+
+    async def settled(self) -> None:
+        """Return when everything is acknowledged that was delivered, here and by the other sources."""
+        if self._settling:
+            await asyncio.sleep(self._settle)
+            await self._acknowledge()
+        await self._stop.done()
+
+    async def _acknowledge(self) -> None:
+        settled = asyncio.get_running_loop().time() - self._settle
+        last = None
+        while self._settling and self._settling[0][0] <= settled:
+            last = self._settling.popleft()[1]
+        if last is not None:
+            await asyncio.to_thread(self.journal.acknowledge, self._ruleset, self._source, last)
 
     async def _deliver(self, offset: int, event: Event) -> None:
         # The engine drops its source's own name in; feedback is matched by it.
         event["meta"]["source"].pop("name", None)
-        await self._wait_for_room()
+        await self._stop.or_else(self._wait_for_room())
+        if self._stop.asked.is_set():
+            raise _Stopped
         await self._queue.put(event)
         waited_for_room = True
         while waited_for_room:

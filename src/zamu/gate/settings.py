@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from zamu import inventory
+from zamu.changes import stamp
 from zamu.errors import ZamuError
 from zamu.state import State, write_atomically
 
@@ -60,7 +61,7 @@ class Settings:
     def known_hosts(self) -> frozenset[str]:
         """The inventory's hosts; read anew when a file of the inventory has changed."""
         path = Path(self.inventory)
-        if inventory.stamp(path) == self.inventory_stamp:
+        if stamp(path) == self.inventory_stamp:
             return frozenset(self.hosts)
         return inventory.load(path, self.environment).hosts
 

@@ -5,19 +5,22 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Callable
 
 from zamu import inventory
 from zamu.ansible import ansible_environment
+from zamu.changes import changes, stamp
 from zamu.config import Config
 from zamu.doorbell import ring
 from zamu.errors import ZamuError
 from zamu.intake.host import host
+from zamu.intake.hosting import Hosting
 from zamu.intake.watch import Watch
 from zamu.intake.webhook import Shelter
 from zamu.journal.scribe import Scribe
 from zamu.journal.sqlite import Journal
 from zamu.journal.writer import Writer
-from zamu.rulebooks import Rulebooks
+from zamu.rulebooks import Rulebooks, Source
 from zamu.state import State
 from zamu.web import Route, Server
 
@@ -37,8 +40,13 @@ class Intake:
         rulebooks: Rulebooks,
         journal: Journal,
         pages: dict[str, Route],
+        reload: Callable[[], Rulebooks],
     ) -> None:
-        """`pages` are routes that the server has beside those of the sources."""
+        """`pages` are routes that the server has beside those of the sources.
+
+        `reload` reads the rulebooks anew, and raises ZamuError for those that cannot be used.
+        """
+        self._reload = reload
         self._config = config
         self._state = state
         self._rulebooks = rulebooks
@@ -53,7 +61,7 @@ class Intake:
         """Serve and host until cancelled; then finish what is being answered."""
         self._environment = ansible_environment(self._config, self._state)
         self._inventory = await asyncio.to_thread(inventory.load, self._config.inventory, self._environment)
-        self._stamp = inventory.stamp(self._config.inventory)
+        self._stamp = stamp(self._config.inventory)
         self._journal.subscribe(self._rulebooks.consumers)
         await self._scribe.start()
         sources = {source.id for source in self._rulebooks.sources}
@@ -62,28 +70,34 @@ class Intake:
             self._server.add(path, route)
         try:
             async with asyncio.TaskGroup() as tasks:
-                for source in self._rulebooks.sources:
-                    tasks.create_task(
-                        host(
-                            source,
-                            self._config,
-                            self._writer,
-                            lambda: self._inventory,
-                            Shelter(self._server, self._state.tokens, self._config.vault_password),
-                            self._said,
-                        )
-                    )
+                hosting = Hosting(tasks, self._host, self._said)
+                hosting.begin(self._rulebooks.sources)
                 # The sources have their routes before the first request can come.
                 await asyncio.sleep(0)
                 await self._server.start(inherited_socket())
                 tasks.create_task(self._refresh_inventory())
                 tasks.create_task(self._prune())
                 tasks.create_task(watch.run())
+                tasks.create_task(self._follow_rulebooks(hosting))
                 self._state.say("intake", state="ready", port=self._server.port, sources=self._troubles)
         finally:
             await self._server.stop()
             await self._writer.close()
             await self._scribe.close()
+
+    async def _host(self, source: Source) -> None:
+        lent = Shelter(self._server, self._state.tokens, self._config.vault_password)
+        await host(source, self._config, self._writer, lambda: self._inventory, lent, self._said)
+
+    async def _follow_rulebooks(self, hosting: Hosting) -> None:
+        """Host what the rulebooks name after a change. Of a broken one the engine's side tells."""
+        async for _ in changes(self._config.rulebooks):
+            try:
+                found = await asyncio.to_thread(self._reload)
+            except ZamuError:
+                continue
+            self._journal.subscribe(found.consumers)
+            hosting.follow(found.sources)
 
     def _said(self, source: str, reason: str | None) -> None:
         before = self._troubles.get(source)
@@ -102,15 +116,15 @@ class Intake:
         while True:
             await asyncio.sleep(10)
             age += 10
-            stamp = await asyncio.to_thread(inventory.stamp, self._config.inventory)
-            if stamp == self._stamp and age < _INVENTORY_AGE:
+            found = await asyncio.to_thread(stamp, self._config.inventory)
+            if found == self._stamp and age < _INVENTORY_AGE:
                 continue
             age = 0
             try:
                 self._inventory = await asyncio.to_thread(
                     inventory.load, self._config.inventory, self._environment
                 )
-                self._stamp = stamp
+                self._stamp = found
                 if lost:
                     log.info("The inventory can be read again.")
                 lost = False

@@ -40,6 +40,7 @@ CREATE TABLE consumers (
     active INTEGER NOT NULL DEFAULT 1,
     since INTEGER NOT NULL,
     acknowledged INTEGER NOT NULL,
+    redeliver INTEGER,
     reader TEXT,
     PRIMARY KEY (ruleset, source)
 ) WITHOUT ROWID;
@@ -111,25 +112,42 @@ class Journal:
             ).fetchall()
         return [(row["offset"], json.loads(row["body"])) for row in rows]
 
-    def acknowledged(self, ruleset: str, source: str) -> int:
-        """The offset up to which a consumer needs nothing again."""
+    def position(self, ruleset: str, source: str) -> tuple[int, int]:
+        """The offset after which a consumer is to read, and the one up to which it did before.
+
+        They differ while it hears events again.
+        """
         with self._lock:
             row = self._connection.execute(
-                "SELECT acknowledged FROM consumers WHERE ruleset = ? AND source = ?",
+                "SELECT acknowledged, coalesce(redeliver, acknowledged) AS start FROM consumers "
+                "WHERE ruleset = ? AND source = ?",
                 (ruleset, source),
             ).fetchone()
         if row is None:
             raise JournalError(f"{ruleset!r} is not subscribed to {source!r}.")
-        return int(row["acknowledged"])
+        return int(row["start"]), int(row["acknowledged"])
 
     def acknowledge(self, ruleset: str, source: str, offset: int) -> None:
         """A consumer needs nothing up to `offset` again."""
         with self._lock, transaction(self._connection) as connection:
             connection.execute(
-                "UPDATE consumers SET acknowledged = max(acknowledged, ?) WHERE ruleset = ? AND source = ?",
+                "UPDATE consumers SET acknowledged = max(acknowledged, ?1), redeliver = "
+                "CASE WHEN ?1 < acknowledged THEN max(redeliver, ?1) END "
+                "WHERE ruleset = ?2 AND source = ?3",
                 (offset, ruleset, source),
             )
             connection.execute("DELETE FROM attempts WHERE ruleset = ? AND offset <= ?", (ruleset, offset))
+
+    def redeliver(self, ruleset: str, since: datetime, limit: int) -> None:
+        """Have a ruleset's sources hear again what came since a moment, at most `limit` events each."""
+        with self._lock, transaction(self._connection) as connection:
+            connection.execute(
+                "UPDATE consumers SET redeliver = (SELECT min(offset) - 1 FROM (SELECT offset FROM events "
+                "WHERE events.source = consumers.source AND events.offset > consumers.since "
+                "AND events.offset <= consumers.acknowledged "
+                "AND received_at >= ? ORDER BY offset DESC LIMIT ?)) WHERE ruleset = ? AND active",
+                (timestamp(since), limit, ruleset),
+            )
 
     def attach(self, ruleset: str, source: str, process: str) -> None:
         """Note which process reads for a consumer."""

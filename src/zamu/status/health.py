@@ -35,6 +35,7 @@ class Health:
 def health(state: State) -> Health:
     """Ask what each part says of itself; a part whose process is gone says nothing."""
     said = state.status("intake")
+    rulebooks = (state.status("engine") or {}).get("rulebooks")
     found = {"intake": _said(said), "engine": engine(state)}
     reasons = [
         f"The {part} is {word}{f': {why}' if why else ''}."
@@ -46,7 +47,14 @@ def health(state: State) -> Health:
         reason=" ".join(reasons) or None,
         parts={part: word for part, (word, _) in found.items()},
         sources=said.get("sources", {}) if said else {},
-        degraded=alarms.standing(state) if said else [],
+        degraded=[
+            *(alarms.standing(state) if said else []),
+            *(
+                [f"A changed rulebook is not used; the last good ones go on. {rulebooks}"]
+                if rulebooks
+                else []
+            ),
+        ],
     )
 
 

