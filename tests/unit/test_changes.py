@@ -35,3 +35,9 @@ async def test_a_change_is_told_once_and_only_when_it_is_written(
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):
             await anext(told)
+
+
+def test_the_stamp_does_not_mind_what_disappears_or_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to("user@host.123")  # an editor's lock file
+    assert stamp(tmp_path) == stamp(tmp_path)
+    assert stamp(tmp_path / "missing") == stamp(tmp_path / "missing")

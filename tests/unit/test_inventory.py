@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zamu.errors import ConfigError
-from zamu.inventory import Inventory, build, load, stamp
+from zamu.inventory import Inventory, build, load
 
 HOSTS: dict[str, dict[str, Any]] = {
     "web1": {"ansible_host": "192.0.2.31"},
@@ -228,22 +228,3 @@ def test_an_inventory_that_cannot_be_read_is_an_error_and_not_an_empty_inventory
 def test_an_inventory_without_hosts_is_empty(tmp_path: Path) -> None:
     (tmp_path / "hosts.yml").write_text("all: {hosts: {}}")
     assert load(tmp_path).hosts == frozenset()
-
-
-def test_the_stamp_changes_with_every_file(tmp_path: Path) -> None:
-    stamps = [stamp(tmp_path)]
-    (tmp_path / "a.yml").write_text("a")
-    stamps.append(stamp(tmp_path))
-    (tmp_path / "group_vars").mkdir()
-    (tmp_path / "group_vars" / "b.yml").write_text("b")
-    stamps.append(stamp(tmp_path))
-    (tmp_path / "a.yml").unlink()
-    stamps.append(stamp(tmp_path))
-    assert len(set(stamps)) == 4
-    assert stamp(tmp_path) == stamps[-1]
-
-
-def test_the_stamp_does_not_mind_what_disappears_or_leads_nowhere(tmp_path: Path) -> None:
-    (tmp_path / "lock").symlink_to("user@host.123")  # an editor's lock file
-    assert stamp(tmp_path) == stamp(tmp_path)
-    assert stamp(tmp_path / "missing") == stamp(tmp_path / "missing")

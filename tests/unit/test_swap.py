@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a ruleset hears again, and which of its rules do not act on it."""
 
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from unit.helpers import event
+from zamu.documents import Document
 from zamu.engine.swap import Swap, load, longest_window, swap
-from zamu.journal import Consumer
+from zamu.journal import Consumer, record
 from zamu.journal.sqlite import Journal
 from zamu.rulebooks import Rulebooks, Ruleset
 from zamu.state import State
 
+DOCUMENT = Document(Path("x.yml"), yaml.ScalarNode("", ""), None)
 SINGLE = {"name": "single", "condition": "event.a == 1", "action": {"debug": {}}}
 THROTTLED = {**SINGLE, "name": "throttled", "throttle": {"once_within": "10 minutes"}}
 LATE = {**SINGLE, "name": "late", "throttle": {"once_after": "5 minutes"}}
@@ -42,21 +47,21 @@ def test_the_longest_window(rules: list[dict[str, Any]], more: dict[str, Any], w
 
 def books(**rulesets: list[dict[str, Any]]) -> Rulebooks:
     found = [
-        Ruleset(name, Path("x.yml"), {"name": name, "rules": rules}, [Consumer(name, "am", "am")])
-        for name, rules in rulesets.items()
+        Ruleset(name, DOCUMENT, place, {"name": name, "rules": rules}, [Consumer(name, "am", "am")])
+        for place, (name, rules) in enumerate(rulesets.items())
     ]
     return Rulebooks(found, [])
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Journal:
+def journal(tmp_path: Path) -> Iterator[Journal]:
     journal = Journal(tmp_path / "journal.db")
     journal.subscribe(books(One=[], Two=[]).consumers)
-    meta = {"uuid": "1", "received_at": datetime.now(UTC).isoformat()}
-    journal.append([("am", {"a": 1, "meta": meta})])
+    journal.append([record("am", event("1"))])
     journal.acknowledge("One", "am", 1)
     journal.acknowledge("Two", "am", 1)
-    return journal
+    yield journal
+    journal.close()
 
 
 def test_only_a_changed_ruleset_hears_again(journal: Journal) -> None:

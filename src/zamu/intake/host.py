@@ -4,11 +4,12 @@
 A source that fails is started again after a while, said once; it takes nothing else down.
 """
 
+import contextlib
 import functools
 import inspect
 import logging
 import runpy
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ async def host(
     """
     shelter.set(lent)
     source_name.set(source.id)
-    live = _prepare(source, config, writer, inventory, lent)
+    with _named(source):
+        live = _prepare(source, config, writer, inventory, lent)
     lost = False
 
     def failed(error: BaseException, pause: float) -> None:
@@ -58,13 +60,17 @@ async def host(
         lost = False
         said(source.id, None)
 
-    await keep_running(
-        live,
-        failed=failed,
-        back=back,
-        final=(ConfigError,),
-        longest=300,
-    )
+    with _named(source):
+        await keep_running(live, failed=failed, back=back, final=(ConfigError,), longest=300)
+
+
+@contextlib.contextmanager
+def _named(source: Source) -> Iterator[None]:
+    """Let what is wrong with a source's arguments name the source."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"The source {source.id} cannot be started: {error}") from error
 
 
 def _prepare(
