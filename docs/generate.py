@@ -64,7 +64,8 @@ MEANINGS = {
     "started again",
     "engine.settle": "how long an event's acknowledgement waits after the engine's answer, so that the "
     "engine's store has written it",
-    "engine.drain": "how long actions that are under way may take, when zamu is asked to end or a rulebook was changed",
+    "engine.drain": "how long actions that are under way may take, when zamu is asked to end "
+    "or a rulebook was changed",
     "engine.run_timeout": "how long a playbook may run before it is ended and has failed",
     "engine.max_depth": "how many runs may follow each other, each set off by the end of the one before; "
     "`boma.zamu.notify` is always allowed",
@@ -81,12 +82,15 @@ MEANINGS = {
     "alarms.lag": "how old the oldest event may become that the rules have not had",
     "alarms.dead_letters": "how long no new dead letter may come before this alarm is over",
     "alarms.source_failing": "how long a source may fail",
-    "alarms.silent": "for sources, by their name: how long each may bring no new event; none is watched by itself",
-    "alarms.heap_percent": "how full the memory of the engine's Java may be after its last collection of garbage; "
+    "alarms.silent": "for sources, by their name: how long each may bring no new event; none "
+    "is watched by itself",
+    "alarms.heap_percent": "how full the memory of the engine's Java may be after its last "
+    "collection of garbage; "
     "at 90 the engine refuses events",
     "alarms.disk_percent": "how much of the state directory's disk has to be free",
     "alarms.disk_bytes": "the same in bytes; the alarm comes when one of the two is not kept",
-    "alarms.settle": "how long a trouble has to be gone before that is told; short ones in between count as one. "
+    "alarms.settle": "how long a trouble has to be gone before that is told; short ones in "
+    "between count as one. "
     "The troubles without a time of their own have to last so long, too",
     "sources": "arguments that are added to the sources of that name, whichever rulebook names them",
 }
