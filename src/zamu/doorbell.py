@@ -62,7 +62,10 @@ class Doorbell:
 
 def ring(directory: Path, topic: str) -> None:
     """Wake everyone who listens for `topic`."""
-    listeners = [path.name for path in directory.glob(f"{topic}.*")]
+    try:
+        listeners = [name for name in os.listdir(directory) if name.startswith(f"{topic}.")]
+    except FileNotFoundError:
+        return
     if not listeners:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, _short(directory) as short:

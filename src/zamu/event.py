@@ -27,6 +27,8 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic_core import to_json
+
 type Event = dict[str, Any]
 
 #: Namespace of all derived uuids; a constant of zamu, so that one event has one uuid on all machines.
@@ -47,7 +49,7 @@ MAX_KEY = 20_000
 
 def now() -> str:
     """The time of this moment, UTC, as ``2026-11-22T20:00:00.000000Z`` (sorts as text)."""
-    return timestamp(datetime.now(UTC))
+    return datetime.now(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def timestamp(moment: datetime) -> str:
@@ -112,11 +114,11 @@ def parse_json(body: bytes, depth: int = MAX_DEPTH, values: int = MAX_VALUES) ->
 def encoded(value: Any, envelope: int = 0) -> str:
     """A value as compact JSON that UTF-8 can hold, cleaned and within the limits as `bounded` has it."""
     try:
-        text = _encode(value)
-        text.isascii() or text.encode()
-    except (TypeError, ValueError, RecursionError):
+        text = to_json(value, inf_nan_mode="constants").decode()
+    except (ValueError, RecursionError):
         return _encode(bounded(value, envelope))
-    return text if _is_small(text) else _encode(bounded(value, envelope))
+    plain = _is_small(text) and "NaN" not in text and "Infinity" not in text
+    return text if plain else _encode(bounded(value, envelope))
 
 
 def _is_small(text: str, depth: int = MAX_DEPTH, values: int = MAX_VALUES) -> bool:

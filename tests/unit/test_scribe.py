@@ -74,8 +74,8 @@ async def test_what_the_journal_refuses_is_refused_in_its_words_and_the_next_bat
         broken = records("a", "b")[1]._replace(received_at=None)  # type: ignore[arg-type]
         with pytest.raises(JournalError, match="NOT NULL"):
             await found.append([*records("a"), broken])
-        with pytest.raises(JournalError, match="cannot take this: AttributeError"):
-            await found.append([None])  # type: ignore[list-item]
+        with pytest.raises(JournalError, match="cannot take this: TypeError"):
+            await found.append([("too", "short")])  # type: ignore[list-item]
         assert await found.append(records("a")) == [Outcome.STORED]
         assert await found.start() is process
 

@@ -4,12 +4,11 @@
 A source that fails is started again after a while, said once; it takes nothing else down.
 """
 
-import contextlib
 import functools
 import inspect
 import logging
 import runpy
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +41,7 @@ async def host(
     """
     shelter.set(lent)
     source_name.set(source.id)
-    with _named(source):
-        live = _prepare(source, config, writer, inventory, lent)
+    live = _prepare(source, config, writer, inventory, lent)
     lost = False
 
     def failed(error: BaseException, pause: float) -> None:
@@ -60,17 +58,7 @@ async def host(
         lost = False
         said(source.id, None)
 
-    with _named(source):
-        await keep_running(live, failed=failed, back=back, final=(ConfigError,), longest=300)
-
-
-@contextlib.contextmanager
-def _named(source: Source) -> Iterator[None]:
-    """Let what is wrong with a source's arguments name the source."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"The source {source.id} cannot be started: {error}") from error
+    await keep_running(live, failed=failed, back=back, final=(ConfigError,), longest=300)
 
 
 def _prepare(

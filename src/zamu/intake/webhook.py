@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from multidict import CIMultiDict
 
 from zamu.config import Intake, Limits
 from zamu.errors import ConfigError
@@ -30,7 +31,8 @@ from zamu.web import RETRY_AFTER, Refusal, Request, Route, Server
 
 log = logging.getLogger("zamu.intake.webhook")
 
-_ACCEPTED = json.dumps({"status": "accepted"})
+_ACCEPTED = json.dumps({"status": "accepted"}).encode()
+_JSON = CIMultiDict({"Content-Type": "application/json; charset=utf-8"})
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,9 @@ def _reveal(option: str, reference: str) -> str:
     home = shelter.get()
     try:
         return (home.secret(reference) if home else Secret(reference)).reveal()
-    except ValueError as error:
-        raise ConfigError(f"{source_name.get()}: {option}: {error}.") from None
+    except (ValueError, ConfigError) as error:
+        reason = str(error).removesuffix(".")
+        raise ConfigError(f"{source_name.get()}: {option}: {reason}.") from None
 
 
 def token_file(directory: Path, source: str) -> Path:
@@ -148,7 +151,7 @@ async def _handle(
     except Unavailable as error:
         log.warning("%s: %s", path, error)
         raise Refusal(503, str(error), {"Retry-After": RETRY_AFTER}) from None
-    return web.Response(status=202, text=_ACCEPTED, content_type="application/json")
+    return web.Response(status=202, body=_ACCEPTED, headers=_JSON.copy())
 
 
 async def serve(

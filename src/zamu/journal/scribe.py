@@ -21,6 +21,8 @@ from zamu.journal.sqlite import Journal
 
 #: Bytes before each message, which say how long it is.
 _HEAD = 8
+#: What the scribe answers for each record: its place in here.
+_OUTCOMES = tuple(Outcome)
 
 
 class Scribe:
@@ -51,7 +53,7 @@ class Scribe:
             process = await self.start()
             assert process.stdin is not None
             assert process.stdout is not None
-            process.stdin.write(_message(batch))
+            process.stdin.write(_message([tuple(one) for one in batch]))
             await process.stdin.drain()
             size = int.from_bytes(await process.stdout.readexactly(_HEAD))
             answer = pickle.loads(await process.stdout.readexactly(size))  # noqa: S301 - our own child
@@ -63,8 +65,7 @@ class Scribe:
             raise
         if isinstance(answer, JournalError):
             raise answer
-        outcomes: list[Outcome] = answer
-        return outcomes
+        return [_OUTCOMES[number] for number in answer]
 
     async def close(self) -> None:
         """Let the process end."""
@@ -92,15 +93,17 @@ def main() -> None:
         journal = Journal(Path(sys.argv[1]))
     except ZamuError as error:
         sys.exit(str(error))
+    numbers = {outcome: number for number, outcome in enumerate(_OUTCOMES)}
     given, taken = sys.stdin.buffer, sys.stdout.buffer
     while len(head := given.read(_HEAD)) == _HEAD:
         size = int.from_bytes(head)
         data = given.read(size)
         if len(data) < size:
             break  # intake ended in the middle of it; it was answered to nobody
-        answer: list[Outcome] | JournalError
+        answer: bytes | JournalError
         try:
-            answer = journal.append(pickle.loads(data))  # noqa: S301 - from intake alone
+            batch = [Record(*one) for one in pickle.loads(data)]  # noqa: S301 - from intake alone
+            answer = bytes(numbers[outcome] for outcome in journal.append(batch))
         except JournalError as error:
             answer = error
         except Exception as error:
