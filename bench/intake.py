@@ -185,8 +185,6 @@ def intake(directory: Path, stack: ExitStack) -> tuple[Zamu, Receiver]:
         directory / "zamu",
         config={
             "inventory": str(ROOT / "inventory" / "demo"),
-            # How many a second are let in by default is another question; see docs/reference/limits.md.
-            "limits": {"rate": 1_000_000, "burst": 1_000_000},
         },
     )
     stack.enter_context(zamu)

@@ -100,8 +100,8 @@ class Limits(_Section):
     depth: int = Field(MAX_DEPTH, ge=16, le=MAX_DEPTH, description="levels of JSON")
     values: int = Field(MAX_VALUES, ge=1_000, le=MAX_VALUES, description="of one JSON payload")
     events: int = Field(2_000, ge=1, le=100_000, description="that one message may make")
-    rate: int = Field(1_000, ge=1, le=1_000_000, description="messages a second, of one source")
-    burst: int = Field(5_000, ge=1, le=1_000_000, description="messages beyond the rate")
+    rate: int = Field(20_000, ge=1, le=1_000_000, description="messages a second, of one source")
+    burst: int = Field(20_000, ge=1, le=1_000_000, description="messages beyond the rate")
     waiting: int = Field(10_000, ge=100, le=1_000_000, description="events for the disk")
     source_memory: int = Field(512, ge=64, le=1_048_576, description="MiB of one foreign source")
 

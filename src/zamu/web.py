@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
 from zamu.config import Intake, Limits
-from zamu.errors import ConfigError, JournalError, JournalFull
+from zamu.errors import ConfigError, InvalidEvent, JournalError, JournalFull
 
 log = logging.getLogger("zamu.intake")
 
@@ -192,6 +192,8 @@ class Server:
             return await self._dispatch(request)
         except Refusal as refusal:
             return _refuse(refusal)
+        except InvalidEvent as error:
+            return _refuse(Refusal(422, str(error)))
         except JournalFull as error:
             log.error("%s", error)
             return _refuse(

@@ -20,7 +20,7 @@ from aiohttp import web
 
 from unit.hosting import WITHIN
 from zamu.config import Intake, Limits, Tls
-from zamu.errors import ConfigError, JournalError, JournalFull
+from zamu.errors import ConfigError, InvalidEvent, JournalError, JournalFull
 from zamu.web import Refusal, Request, Route, Server
 
 
@@ -375,6 +375,17 @@ async def test_a_full_disk_is_507_and_a_broken_journal_503_and_both_ask_to_come_
         ):
             status, headers, body = await speak(port, request(path))
             assert (status, error(body), headers["retry-after"]) == (expected, words, "10")
+
+
+async def test_what_a_source_makes_and_nobody_can_store_is_422_and_does_not_ask_to_come_again() -> None:
+    async def invalid(_: Request) -> web.Response:
+        raise InvalidEvent("An event of x cannot be stored: a number is too large.")
+
+    async with serving() as (server, port):
+        server.add("/invalid", Route("POST", invalid))
+        status, headers, body = await speak(port, request("/invalid"))
+        assert (status, error(body)) == (422, "An event of x cannot be stored: a number is too large.")
+        assert "retry-after" not in headers
 
 
 async def test_while_it_closes_it_finishes_what_it_began_and_refuses_what_comes() -> None:
