@@ -178,3 +178,23 @@ def test_the_composed_file_says_where_it_comes_from_and_holds_no_arguments_of_so
 def test_the_engine_finds_the_source_and_the_filter_that_the_composed_rulebook_needs() -> None:
     assert (sources_directory() / "journal.py").is_file()
     assert (filters_directory() / "eda.builtin.insert_meta_info.py").is_file()
+
+
+def test_what_rules_can_run_with_is_logged_and_refuses_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unthrottled = {key: value for key, value in RULE.items() if key != "throttle"}
+    with caplog.at_level("WARNING", "zamu.engine"):
+        [found] = composed(tmp_path, {**RULESET, "rules": [unthrottled]})
+    assert "throttle" not in found["rules"][0]
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "throttle-missing" in warning
+
+
+def test_an_action_that_yaml_repeats_by_an_alias_is_composed_each_time(tmp_path: Path) -> None:
+    action = {"run_playbook": {"name": "mend", "extra_vars": {"unit": "nginx"}}}
+    rules = [{**RULE, "action": action}, {**RULE, "name": "Mend again", "action": action}]
+    [found] = composed(tmp_path, {**deepcopy(RULESET), "rules": rules})
+    assert "&id" in (tmp_path / "rulebooks" / "things.yml").read_text()
+    paths = [rule["action"]["run_playbook"]["extra_vars"][ACTION_KEY]["path"] for rule in found["rules"]]
+    assert paths == [str(tmp_path / "playbooks" / "mend.yml")] * 2

@@ -19,6 +19,7 @@ import yaml
 
 from zamu import cli
 from zamu.config import Config
+from zamu.documents import BEARABLE
 from zamu.engine.check.rules import HARMLESS, PLAYBOOK_KEYS
 from zamu.ledger import Status
 from zamu.rulebooks import COLLECTION
@@ -372,6 +373,11 @@ def test_what_the_check_allows_of_actions_is_documented() -> None:
     page = text(REFERENCE / "checks.md")
     for word in (*HARMLESS, *PLAYBOOK_KEYS):
         assert f"`{word}`" in page, word
+
+
+def test_what_the_check_finds_and_bears_is_documented() -> None:
+    before_the_table = text(REFERENCE / "checks.md").partition("| check |")[0]
+    assert set(re.findall(r"`([a-z-]+)`", before_the_table)) >= BEARABLE
 
 
 # --- decisions -----------------------------------------------------------------------------------
