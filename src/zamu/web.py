@@ -83,6 +83,7 @@ class _Bounded(web.Server):
         super().__init__(
             handler,
             logger=_http_log,
+            access_log=None,
             keepalive_timeout=limits.idle.total_seconds(),
             lingering_time=limits.linger.total_seconds(),
             max_line_size=limits.header_size,
