@@ -3,7 +3,7 @@
 
     .venv/bin/python bench/torture.py [--rounds N] [--seed N] [--write]
 
-Every second, 20 events arrive; every twentieth sets off a playbook that writes one line into a file.
+Every second, 20 events arrive; every fortieth sets off a playbook that writes one line into a file.
 A round kills one of: intake, the rules engine, the engine's supervisor, a running playbook, all of zamu;
 or it asks the engine to end, or changes the rulebook, so that a minute of events is delivered again.
 An event that was answered 202 has to be in the journal, delivered to its ruleset, and its line written:
@@ -30,7 +30,7 @@ from results import save
 from harness import LINE_RULEBOOK, Zamu, alert, group, line_writer, wait_until
 
 RATE = 20
-ACTING = 20
+ACTING = 40
 VICTIMS = ("intake", "engine", "supervisor", "playbook", "all", "rulebook", "nobody")
 # What a changed rulebook has more; it makes the ruleset hear a minute of events again.
 MORE = {

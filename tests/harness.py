@@ -292,6 +292,7 @@ class Zamu:
                 process.wait(30)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
         self._parts.clear()
         for left in psutil.process_iter(["cmdline", "environ"]):
             if str(self.state) in " ".join(left.info["cmdline"] or []) or (

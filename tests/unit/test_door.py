@@ -13,11 +13,12 @@ import pytest
 import yaml
 
 from harness import ROOT, wait_until
-from unit.helpers import gate_settings, moment
+from unit.helpers import gate_settings, intent, moment
 from zamu.gate import door
 from zamu.gate.settings import ACTION_KEY, NO_HOST, RECORDED, VARIABLE, Policy, Settings
 from zamu.ledger import Run, Status
 from zamu.ledger.sqlite import Ledger
+from zamu.processes import identity
 
 #: Stands in for Ansible: notes how it was called, then does what the test says.
 ANSIBLE = """\
@@ -133,6 +134,20 @@ def test_another_event_playbook_or_variable_is_another_run(gate: Gate, change: d
     gate.call(gate.variables(unit="nginx"))
     gate.call(gate.variables(**({"unit": "nginx"} | change)))
     assert len({run.intent.key for run in gate.runs}) == 2
+
+
+def test_who_waits_for_a_claim_sees_its_run_end_though_the_claimer_lives_on(gate: Gate) -> None:
+    """The supervisor claims what it resumes, hands it to a worker, and lives on."""
+    with closing(Ledger(gate.directory / "state" / "ledger.db")) as ledger:
+        run, _ = ledger.claim(intent(), identity(), attempts=3, refuse=lambda _: None)
+        ended: list[Run] = []
+        waiting = threading.Thread(
+            target=lambda: ended.append(door.see_through(gate.settings, ledger, intent()))
+        )
+        waiting.start()
+        ledger.finish(run.id, Status.SUCCESSFUL)
+        waiting.join(20)
+    assert [(one.id, one.status) for one in ended] == [(run.id, Status.SUCCESSFUL)]
 
 
 def test_who_wants_what_is_being_done_waits_for_it_and_gets_its_result(gate: Gate) -> None:

@@ -27,6 +27,9 @@ from zamu.ledger import Intent, Message, Run, Status
 from zamu.ledger.sqlite import Ledger
 from zamu.state import State
 
+#: Seconds after which one that waits for another's run looks who has it now.
+_LOOK_AGAIN = 1.0
+
 
 class _Parser(argparse.ArgumentParser):
     """Understands what ansible-runner says, and nothing else."""
@@ -113,7 +116,7 @@ def _begin(settings: Settings, ledger: Ledger, run: Run) -> None:
 
 
 def _wait_for(process: str | None) -> None:
-    """Return when another process has ended."""
+    """Return when another process has ended, or soon: a run passes from who claimed it to its worker."""
     if process is None or not processes.alive(process):
         return
     try:
@@ -122,7 +125,7 @@ def _wait_for(process: str | None) -> None:
         return
     try:
         if processes.alive(process):  # else its number was given to another in between
-            select.select([handle], [], [])
+            select.select([handle], [], [], _LOOK_AGAIN)
     finally:
         os.close(handle)
 
