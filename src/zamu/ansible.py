@@ -41,8 +41,11 @@ def ansible_environment(config: Config, state: State) -> dict[str, str]:
     link = ours / "ansible_collections" / Path(*COLLECTION.split("."))
     link.parent.mkdir(parents=True, exist_ok=True)
     if not link.is_symlink() or link.readlink() != HOME:
-        link.unlink(missing_ok=True)
-        link.symlink_to(HOME)
+        # Intake and engine start at the same time, and one is not to find the other's half of it.
+        scratch = link.with_name(f".{link.name}.{os.getpid()}")
+        scratch.unlink(missing_ok=True)
+        scratch.symlink_to(HOME)
+        scratch.replace(link)
     callbacks = ansible_settings(config.ansible_config).get("defaults", "callbacks_enabled", fallback="")
     enabled = [one.strip() for one in callbacks.split(",")]
     record = f"{COLLECTION}.record"
