@@ -61,10 +61,11 @@ molecule-all: setup ## Run every Molecule scenario (root, on Debian)
 torture: setup ## Kill parts of zamu 100 times under load, and keep the figures in bench/results
 	@$(BIN)/python bench/torture.py --rounds $(or $(ROUNDS),100) --write
 
-bench: setup ## Measure throughput and idle cost on this machine, and keep the figures in bench/results (root: Debian's wrk and webhook)
+bench: setup ## Measure idle cost, latency and throughput on this machine, and keep the figures in bench/results (root: Debian's wrk and webhook)
 	@sh tests/lab/packages.sh wrk webhook
-	@$(BIN)/python bench/intake.py --write
 	@$(BIN)/python bench/idle.py --write
+	@$(BIN)/python bench/latency.py --write
+	@$(BIN)/python bench/intake.py --write
 
 clean: ## Remove what setup and the tests made (not .zamu, your state)
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .ansible
