@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from results import save
 
-from harness import LINE_RULEBOOK, Zamu, alert, group, line_writer, wait_until
+from harness import LINE_RULEBOOK, Zamu, alert, group, line_alert, line_writer, wait_until
 
 RATES = (10, 100)
 FIRED = "fired:"
@@ -90,9 +90,7 @@ async def fired(zamu: Zamu, rate: int, seconds: int) -> list[float]:
 def first_task(zamu: Zamu, number: int) -> float:
     """Seconds from the answer until the playbook's first task, through zamu."""
     before = len(times(zamu))
-    status, _ = zamu.post(
-        group(alert("Torture", fingerprint=f"playbook-{number}", instance="web1", act="yes"))
-    )
+    status, _ = zamu.post(line_alert(f"playbook-{number}"))
     began = time.time()
     assert status == 202
     wait_until(lambda: len(times(zamu)) > before, 60, zamu.story)

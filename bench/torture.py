@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from results import save
 
-from harness import LINE_RULEBOOK, Zamu, alert, group, line_writer, wait_until
+from harness import LINE_RULEBOOK, Zamu, line_alert, line_writer, wait_until
 
 RATE = 20
 ACTING = 40
@@ -59,7 +59,7 @@ class Sender(threading.Thread):
             number += 1
             acts = number % ACTING == 0
             name = f"event-{number}"
-            body = group(alert("Torture", fingerprint=name, instance="web1", act="yes" if acts else "no"))
+            body = line_alert(name, "yes" if acts else "no")
             while self._post(body) != 202:
                 self.refused += 1
                 time.sleep(0.1)

@@ -327,6 +327,17 @@ def _parents(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
+def line_alert(fingerprint: str, act: str = "yes") -> dict[str, Any]:
+    """A webhook's body for `line_writer`: one alert that sets it off, or with another `act` does not."""
+    return group(alert("Torture", fingerprint=fingerprint, instance="web1", act=act))
+
+
+def lines_of(directory: Path) -> list[str]:
+    """What the playbook of `line_writer` wrote, sorted."""
+    file = directory / "lines"
+    return sorted(file.read_text().split()) if file.exists() else []
+
+
 def line_writer(directory: Path) -> Zamu:
     """A zamu with one rule, one host and one playbook, `write_line`, that writes into `directory`/lines.
 

@@ -186,6 +186,10 @@ class Alarms(_Section):
     disk_bytes: int = Field(536_870_912, ge=0)
     settle: Duration = timedelta(minutes=1)
 
+    def little_room(self, free: int, total: int) -> bool:
+        """Whether a disk of `total` bytes has less left than it should."""
+        return free < self.disk_bytes or 100 * free / total < self.disk_percent
+
 
 class Config(_Section):
     """All of zamu.yml. Paths are relative to the file, or to the working directory without one.

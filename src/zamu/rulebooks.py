@@ -241,7 +241,7 @@ def find_plugin(name: str, kind: str, directory: Path, collections: Sequence[Pat
         candidates = [_package("ansible_rulebook") / kind / f"{name.rpartition('.')[2]}.py"]
     elif name.count(".") == 2:  # noqa: PLR2004 - namespace.collection.plugin
         namespace, collection, plugin = name.split(".")
-        for place in (*(one / "ansible_collections" for one in collections), _package("ansible_collections")):
+        for place in collection_roots(collections):
             base = place / namespace / collection
             candidates += [
                 base / "extensions" / "eda" / "plugins" / kind / f"{plugin}.py",
@@ -257,6 +257,11 @@ def find_plugin(name: str, kind: str, directory: Path, collections: Sequence[Pat
         f"There is no {kind.replace('_', ' ')} {name!r}. Looked for "
         f"{', '.join(map(str, candidates)) or 'nothing'}; zamu's own are {', '.join(known) or 'none'}."
     )
+
+
+def collection_roots(paths: Iterable[Path]) -> list[Path]:
+    """The directories of namespaces: below collection paths, and as they are installed as Python packages."""
+    return [*(path / "ansible_collections" for path in paths), _package("ansible_collections")]
 
 
 def is_own_source(path: Path, directory: Path) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness import LINE_RULEBOOK, Zamu, alert, group, line_writer, wait_until
+from harness import LINE_RULEBOOK, Zamu, line_alert, line_writer, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
@@ -29,7 +29,7 @@ def test_a_gate_that_is_killed_before_it_wrote_anything_is_asked_again(tmp_path:
         door.rename(real)
         door.write_text(KILLED_ONCE.format(mark=tmp_path / "mark", door=real))
         door.chmod(0o755)
-        assert zamu.post(act("killed"))[0] == 202
+        assert zamu.post(line_alert("killed"))[0] == 202
         zamu.wait_for_run("write_line", "successful")
         assert (tmp_path / "mark").exists()
         assert (tmp_path / "lines").read_text().split() == ["killed"]
@@ -41,7 +41,7 @@ def test_a_gate_without_settings_is_asked_again(tmp_path: Path) -> None:
         zamu.wait_ready()
         settings = zamu.state / "engine" / "gate.json"
         aside = settings.rename(tmp_path / "aside")
-        assert zamu.post(act("later"))[0] == 202
+        assert zamu.post(line_alert("later"))[0] == 202
         wait_until(lambda: "has no settings" in engine_log(zamu), 60, zamu.story)
         aside.rename(settings)
         zamu.wait_for_run("write_line", "successful")
@@ -57,7 +57,7 @@ def test_an_argument_that_cannot_be_rendered_becomes_a_failed_run(tmp_path: Path
         (zamu.directory / "rulebooks" / "torture.yml").write_text(yaml.safe_dump(rulebook))
         zamu.start("intake", "engine")
         zamu.wait_ready()
-        assert zamu.post(act("never"))[0] == 202
+        assert zamu.post(line_alert("never"))[0] == 202
         (run,) = zamu.wait_for_run("write_line", "failed")
         assert "'missing'" in run["reason"]
         assert (run["rule"], run["hosts"], run["started_at"]) == ("Write a line", ["web1"], None)
@@ -66,10 +66,6 @@ def test_an_argument_that_cannot_be_rendered_becomes_a_failed_run(tmp_path: Path
         # Nothing is left that would try it for ever, and the next one is not held up.
         zamu.wait_settled()
         assert not (tmp_path / "lines").exists()
-
-
-def act(name: str) -> dict[str, object]:
-    return group(alert("Torture", fingerprint=name, instance="web1", act="yes"))
 
 
 def engine_log(zamu: Zamu) -> str:

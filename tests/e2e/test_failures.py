@@ -12,23 +12,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness import ROOT, Zamu, alert, group, line_writer, wait_until
+from harness import ROOT, Zamu, line_alert, line_writer, lines_of, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
-
-
-def act(name: str) -> dict[str, object]:
-    return group(alert("Torture", fingerprint=name, instance="web1", act="yes"))
-
-
-def lines(directory: Path) -> list[str]:
-    return sorted((directory / "lines").read_text().split())
 
 
 def one_line_written(zamu: Zamu) -> None:
     zamu.start("intake", "engine")
     zamu.wait_ready()
-    assert zamu.post(act("before"))[0] == 202
+    assert zamu.post(line_alert("before"))[0] == 202
     zamu.wait_for_run("write_line", "successful")
     zamu.wait_settled()
     assert zamu.terminate("engine").wait(60) == 0
@@ -40,11 +32,11 @@ def test_a_damaged_engine_store_is_set_aside_and_nothing_is_lost_or_done_twice(t
         store = zamu.state / "engine" / "store.mv.db"
         with store.open("r+b") as file:
             file.write(b"\xff" * 8192)
-        assert zamu.post(act("meanwhile"))[0] == 202
+        assert zamu.post(line_alert("meanwhile"))[0] == 202
         zamu.start("engine")
         zamu.wait_for_run("write_line", "successful", count=2)
         zamu.wait_settled()
-        assert lines(tmp_path) == ["before", "meanwhile"]
+        assert lines_of(tmp_path) == ["before", "meanwhile"]
         told = wait_until(lambda: zamu.listed("messages"), 20, zamu.story)
         assert told[0]["title"] == "The rules engine's store was damaged"
         assert list((zamu.state / "engine").glob("store.damaged-*"))
@@ -57,7 +49,7 @@ def test_what_a_lost_engine_store_still_had_to_do_is_done(tmp_path: Path) -> Non
         # The engine takes the event, and its action never comes as far as the gate.
         door = zamu.state / "engine" / "bin" / "ansible-playbook"
         door.write_text("#!/bin/sh\nexec sleep 1000\n")
-        assert zamu.post(act("unfinished"))[0] == 202
+        assert zamu.post(line_alert("unfinished"))[0] == 202
         wait_until(lambda: zamu.events()[0]["state"] == "delivered", 60, zamu.story)
         assert zamu.runs() == []
         zamu.kill_all()
@@ -65,7 +57,7 @@ def test_what_a_lost_engine_store_still_had_to_do_is_done(tmp_path: Path) -> Non
         zamu.start("intake", "engine")
         zamu.wait_for_run("write_line", "successful")
         zamu.wait_settled()
-        assert lines(tmp_path) == ["unfinished"]
+        assert lines_of(tmp_path) == ["unfinished"]
 
 
 def configure(zamu: Zamu, **changes: object) -> None:
@@ -179,7 +171,7 @@ def test_a_full_disk_refuses_with_507_loses_nothing_and_is_shown(tmp_path: Path)
         try:
             zamu.start("intake", "engine")
             zamu.wait_ready()
-            assert zamu.post(act("before"))[0] == 202
+            assert zamu.post(line_alert("before"))[0] == 202
             zamu.wait_for_run("write_line", "successful")
             zamu.wait_settled()
             fill(zamu.state / "ballast")
@@ -187,12 +179,12 @@ def test_a_full_disk_refuses_with_507_loses_nothing_and_is_shown(tmp_path: Path)
             assert (status, "disk" in answer) == (507, True)
             wait_until(lambda: any("disk" in one for one in zamu.health()[1]["degraded"]), 90, zamu.story)
             (zamu.state / "ballast").unlink()
-            wait_until(lambda: zamu.post(act("after"))[0] == 202, 60, zamu.story)
-            wait_until(lambda: "after" in lines(tmp_path), 120, zamu.story)
+            wait_until(lambda: zamu.post(line_alert("after"))[0] == 202, 60, zamu.story)
+            wait_until(lambda: "after" in lines_of(tmp_path), 120, zamu.story)
             zamu.wait_settled()
             # What was accepted in between, while there was still a page left, is done as well.
             accepted = [event["event"]["alert"]["fingerprint"] for event in zamu.events()]
-            assert lines(tmp_path) == sorted(accepted)
+            assert lines_of(tmp_path) == sorted(accepted)
         finally:
             zamu.stop()
             subprocess.run(["umount", str(zamu.state)], check=True)
@@ -208,7 +200,7 @@ def fill(file: Path) -> None:
 def refusal(zamu: Zamu) -> tuple[int, str] | None:
     """The next answer that is not 202, with an event that nobody sent before."""
     refusal.number += 1  # type: ignore[attr-defined]
-    status, answer = zamu.post(act(f"full-{refusal.number}"))  # type: ignore[attr-defined]
+    status, answer = zamu.post(line_alert(f"full-{refusal.number}"))  # type: ignore[attr-defined]
     return None if status == 202 else (status, answer)
 
 
@@ -228,7 +220,7 @@ def test_a_missing_ssh_key_is_a_failed_run_with_its_reason_and_doctor_names_it(t
         (zamu.directory / "inventory" / "hosts.yml").write_text(yaml.safe_dump(hosts))
         zamu.start("intake", "engine")
         zamu.wait_ready()
-        assert zamu.post(act("unreachable"))[0] == 202
+        assert zamu.post(line_alert("unreachable"))[0] == 202
         (run,) = zamu.wait_for_run("write_line", "failed")
         assert "web1" in run["reason"]
         doctor = subprocess.run(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness import LINE_RULEBOOK, Zamu, alert, group, line_writer, wait_until
+from harness import LINE_RULEBOOK, Zamu, alert, group, line_alert, line_writer, lines_of, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -56,11 +56,6 @@ def send(zamu: Zamu, name: str, fingerprint: str) -> None:
     assert zamu.post(group(alert(name, fingerprint=fingerprint, instance="web1")))[0] == 202
 
 
-def lines(directory: Path) -> list[str]:
-    file = directory / "lines"
-    return sorted(file.read_text().split()) if file.exists() else []
-
-
 def log(zamu: Zamu, part: str = "engine") -> str:
     return (zamu.directory / f"{part}.log").read_text()
 
@@ -76,7 +71,7 @@ def test_a_changed_rulebook_is_taken_over_with_its_windows_and_nothing_is_done_t
         send(zamu, "Third", "mended")
         zamu.wait_for_run("write_line", "successful")
         zamu.wait_settled()
-        assert lines(tmp_path) == ["once"]
+        assert lines_of(tmp_path) == ["once"]
 
         mended = deepcopy(RULES)
         mended[2]["condition"] = 'event.alert.labels.alertname == "Third"'
@@ -88,7 +83,7 @@ def test_a_changed_rulebook_is_taken_over_with_its_windows_and_nothing_is_done_t
         send(zamu, "Often", "still-throttled")
         zamu.wait_for_run("write_line", "successful", count=3)
         zamu.wait_settled()
-        assert lines(tmp_path) == ["a-b", "mended", "once"]
+        assert lines_of(tmp_path) == ["a-b", "mended", "once"]
         assert len(zamu.runs("write_line")) == 3
         assert "The changed rulebooks are used from now on." in log(zamu)
 
@@ -105,7 +100,7 @@ def test_a_broken_rulebook_is_reported_and_the_last_good_one_goes_on(tmp_path: P
         assert told[0]["title"] == "A changed rulebook is not used"
         assert "torture.yml" in told[0]["body"]
         assert "condition: the condition cannot be read" in told[0]["body"]
-        assert zamu.post(act("goes-on"))[0] == 202
+        assert zamu.post(line_alert("goes-on"))[0] == 202
         zamu.wait_for_run("write_line", "successful")
         assert zamu.process("--persistence-id") == engine
 
@@ -114,7 +109,7 @@ def test_a_broken_rulebook_is_reported_and_the_last_good_one_goes_on(tmp_path: P
         write(zamu, good)
         wait_until(lambda: "are used from now on" in log(zamu), 60, zamu.story)
         zamu.wait_ready()
-        assert zamu.post(act("mended"))[0] == 202
+        assert zamu.post(line_alert("mended"))[0] == 202
         (_, run) = zamu.wait_for_run("write_line", "successful", count=2)
         assert run["rule"] == "Write it"
         assert len(zamu.listed("messages")) == 1
@@ -126,18 +121,14 @@ def test_a_zamu_that_is_asked_to_end_finishes_what_it_began(tmp_path: Path) -> N
         zamu.wait_ready()
         names = [f"line-{number}" for number in range(4)]
         for name in names:
-            assert zamu.post(act(name))[0] == 202
+            assert zamu.post(line_alert(name))[0] == 202
         zamu.wait_for_run("write_line", "running", "successful")
         process = zamu.terminate("engine")
         assert process.wait(60) == 0
-        done = lines(tmp_path)
+        done = lines_of(tmp_path)
         assert done, zamu.story()
         assert all(run["status"] == "successful" for run in zamu.runs("write_line"))
         zamu.start("engine")
         zamu.wait_for_run("write_line", "successful", count=len(names))
         zamu.wait_settled()
-        assert lines(tmp_path) == names
-
-
-def act(name: str) -> dict[str, object]:
-    return group(alert("Torture", fingerprint=name, instance="web1", act="yes"))
+        assert lines_of(tmp_path) == names

@@ -21,6 +21,7 @@ def test_a_stamp_changes_with_a_file_that_is_added_written_or_removed(tmp_path: 
     file.unlink()
     stamps.append(stamp(tmp_path))
     assert len(set(stamps)) == 4
+    assert stamp(tmp_path) == stamps[-1]
 
 
 async def test_a_change_is_told_once_and_only_when_it_is_written(

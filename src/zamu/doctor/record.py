@@ -55,9 +55,8 @@ def directory(patient: Patient) -> Iterator[Finding]:
         yield ok(what, f"{root} of {owner}, mode {stat.S_IMODE(found.st_mode):o}")
     limits = patient.config.alarms if patient.config else Alarms.model_construct()
     disk = shutil.disk_usage(root)
-    percent = 100 * disk.free / disk.total
-    room = f"{disk.free / 1e9:.1f} GB left, {percent:.0f} %"
-    if disk.free < limits.disk_bytes or percent < limits.disk_percent:
+    room = f"{disk.free / 1e9:.1f} GB left, {100 * disk.free / disk.total:.0f} %"
+    if limits.little_room(disk.free, disk.total):
         yield broken("disk", room, "Make room: when it is full, events are refused.")
     else:
         yield ok("disk", room)
@@ -131,7 +130,7 @@ def store(patient: Patient) -> Iterator[Finding]:
         yield ok("rules engine's store", f"{path}, {path.stat().st_size / 1e6:.1f} MB, whole")
     else:
         reason = next((line for line in done.stdout.splitlines() if "Exception" in line), done.stderr[:200])
-        mend = "Move the file away; throttles and half-filled windows begin anew."
+        mend = "Start zamu: it moves the file away, and fills throttles and windows again from the journal."
         yield broken("rules engine's store", f"{path} cannot be opened: {reason}.", mend)
 
 

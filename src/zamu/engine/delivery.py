@@ -34,7 +34,6 @@ ATTEMPTS = 3
 _BATCH = 200
 #: How long an engine that gives no answer may take to end, in seconds.
 _END_PATIENCE = 10
-
 #: Seconds between two looks at Java's memory.
 _HEAP_EVERY = 10
 

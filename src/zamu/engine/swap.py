@@ -20,10 +20,11 @@ from zamu.state import State, write_atomically
 #: How long the engine keeps half of an `all` condition when the rulebook does not say.
 DEFAULT_TTL = "2 hours"
 #: At most so many events are delivered again to one ruleset.
-REDELIVERED = 10_000
+MOST_REDELIVERED = 10_000
 #: How far back an engine that lost its store looks for actions that it may have had to do.
 FORGOTTEN = timedelta(hours=1)
 
+_WINDOWS = {"once_within", "once_after", "accumulate_within"}
 _DURATION = re.compile(r"(\d+)\s+(millisecond|second|minute|hour|day)s?")
 
 
@@ -67,7 +68,7 @@ def swap(journal: Journal, old: Rulebooks, new: Rulebooks, last: Swap) -> Swap:
             judged[ruleset.name] = [rule["name"] for rule in rules if not _fires_late(rule)]
             window = longest_window(ruleset.data)
             if window:
-                journal.redeliver(ruleset.name, datetime.now(UTC) - window, REDELIVERED)
+                journal.redeliver(ruleset.name, datetime.now(UTC) - window, MOST_REDELIVERED)
     return Swap(fresh=True, judged=judged)
 
 
@@ -78,7 +79,7 @@ def hear_all_again(journal: Journal, rulebooks: Rulebooks) -> Swap:
     """
     for ruleset in rulebooks.rulesets:
         window = max(longest_window(ruleset.data), FORGOTTEN)
-        journal.redeliver(ruleset.name, datetime.now(UTC) - window, REDELIVERED)
+        journal.redeliver(ruleset.name, datetime.now(UTC) - window, MOST_REDELIVERED)
     return Swap()
 
 
@@ -98,9 +99,6 @@ def longest_window(ruleset: dict[str, Any]) -> timedelta:
         if isinstance(condition, dict) and not condition.keys().isdisjoint({"all", "not_all"}):
             spoken.append(condition.get("timeout") or ruleset.get("default_events_ttl") or DEFAULT_TTL)
     return max(map(_duration, spoken), default=timedelta())
-
-
-_WINDOWS = {"once_within", "once_after", "accumulate_within"}
 
 
 def _duration(text: str) -> timedelta:

@@ -166,8 +166,8 @@ class Watch:
 
     def _disk(self, now: datetime) -> Iterator[Trouble]:
         disk = shutil.disk_usage(self._state.root)
-        percent = 100 * disk.free / disk.total
-        if disk.free < self._limits.disk_bytes or percent < self._limits.disk_percent:
+        if self._limits.little_room(disk.free, disk.total):
+            percent = 100 * disk.free / disk.total
             text = (
                 f"The disk of {self._state.root} has {disk.free / 1e6:.0f} MB left, {percent:.1f} %. "
                 "When it is full, events are refused."

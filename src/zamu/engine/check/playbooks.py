@@ -4,7 +4,6 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -13,7 +12,7 @@ from zamu import documents
 from zamu.ansible import ansible_settings, collection_paths
 from zamu.config import HOME, Config
 from zamu.documents import Check, Document, Finding, shown
-from zamu.rulebooks import COLLECTION
+from zamu.rulebooks import COLLECTION, collection_roots
 
 _FULL = 3  # parts of namespace.collection.role
 _VERIFY = "verify_"
@@ -134,10 +133,7 @@ class Playbooks:
     def _in_collections(self, namespace: str, collection: str = "", role: str = "") -> Iterator[Path]:
         if f"{namespace}.{collection}" == COLLECTION:
             yield HOME / "roles" / role
-        installed = find_spec("ansible_collections")
-        roots = [path / "ansible_collections" for path in collection_paths(self._config)]
-        roots += [Path(one) for one in (installed and installed.submodule_search_locations) or []]
-        for root in roots:
+        for root in collection_roots(collection_paths(self._config)):
             yield root / namespace / collection / "roles" / role
 
     def _add(self, document: Document, line: int, check: Check, words: str, *, warning: bool = False) -> None:
