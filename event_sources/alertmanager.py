@@ -5,11 +5,11 @@ import asyncio
 import json
 import logging
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 from urllib.parse import urlencode
 
 import aiohttp
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from zamu.config import parse_duration
 from zamu.errors import ConfigError
@@ -126,14 +126,17 @@ class Arguments(BaseModel):
     port: int = Field(8470, ge=0, le=65535)
 
 
-class Alert(BaseModel):
+class Alert(TypedDict):
     """What is read of one alert of the webhook; the alert itself is kept as it came."""
 
     status: Literal["firing", "resolved"]
     labels: dict[str, str]
-    annotations: dict[str, str] = {}
-    startsAt: str  # noqa: N815 - Alertmanager's spelling
-    fingerprint: str = Field(min_length=1, max_length=64)
+    annotations: NotRequired[dict[str, str]]
+    startsAt: str
+    fingerprint: Annotated[str, Field(min_length=1, max_length=64)]
+
+
+_alert = TypeAdapter(Alert)
 
 
 @dataclass(frozen=True)
@@ -202,24 +205,24 @@ def _group(payload: Any) -> _Group:
 
 def _event(options: Arguments, repeat: float | None, group: _Group, data: Any) -> Event:
     try:
-        alert = Alert.model_validate(data)
+        alert = _alert.validate_python(data)
     except ValidationError as error:
         first = error.errors()[0]
         reason = f"alert: {'.'.join(map(str, first['loc']))}: {first['msg']}"
         return unreadable(data, reason, derive_uuid("alertmanager", json.dumps(data, sort_keys=True)))
-    spoken = next((alert.labels[one] for one in options.host_labels if alert.labels.get(one)), None)
+    spoken = next((alert["labels"][one] for one in options.host_labels if alert["labels"].get(one)), None)
     # An alert that timed out and returned fires again with the same startsAt, so that the status has
     # to change in between; while it fires, a new startsAt is a new alert.
-    state = "resolved" if alert.status == "resolved" else f"firing {alert.startsAt}"
+    state = "resolved" if alert["status"] == "resolved" else f"firing {alert['startsAt']}"
     return {
         "alert": data,
         "group": group.about,
         "meta": {
             "hosts": [spoken] if spoken else [],
             "identity": {
-                "key": alert.fingerprint,
+                "key": alert["fingerprint"],
                 "state": state,
-                "repeat_after": repeat if alert.status == "firing" else None,
+                "repeat_after": repeat if alert["status"] == "firing" else None,
             },
         },
     }

@@ -23,10 +23,13 @@ import json
 import math
 import re
 import sys
+import time
 import uuid
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
+import msgspec
 from pydantic_core import to_json
 
 type Event = dict[str, Any]
@@ -49,7 +52,13 @@ MAX_KEY = 20_000
 
 def now() -> str:
     """The time of this moment, UTC, as ``2026-11-22T20:00:00.000000Z`` (sorts as text)."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
+    seconds, rest = divmod(time.time_ns(), 1_000_000_000)
+    return f"{_second(seconds)}.{rest // 1_000:06}Z"
+
+
+@lru_cache(1)  # asked for each event, of which there may be thousands in a second
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()
 
 
 def timestamp(moment: datetime) -> str:
@@ -81,12 +90,13 @@ def _finite(text: str) -> float:
     return number
 
 
+# The fast decoder is strict; the other one knows lone surrogates, and where an error is.
 # Made once: json.loads and json.dumps make new ones each time that they are given options.
-_decode = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite).decode
+_decode = msgspec.json.Decoder().decode
+_decode_anything = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite).decode
 _encode = json.JSONEncoder(
     ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False
 ).encode
-_SURROGATE = re.compile(r"\\u[dD]")
 _EMPTY_KEY = re.compile(r'""\s*:')
 
 
@@ -99,16 +109,23 @@ def parse_json(body: bytes, depth: int = MAX_DEPTH, values: int = MAX_VALUES) ->
     Lone surrogates, which neither SQLite nor YAML can hold, become U+FFFD.
     """
     try:
+        value = _decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        value = _decode_slowly(body, depth)  # it says why, or takes what the fast one does not
+        small = False
+    else:
+        small = _is_small(body.decode(), depth, values)
+    return value if small else bounded(value, depth=depth, values=values)
+
+
+def _decode_slowly(body: bytes, depth: int) -> Any:
+    try:
         # Given bytes, the decoder would take UTF-16 and encoded surrogates, too.
-        text = body.removeprefix(codecs.BOM_UTF8).decode()
-        value = _decode(text)
+        return _decode_anything(body.removeprefix(codecs.BOM_UTF8).decode())
     except RecursionError:
         raise ValueError(f"the JSON is nested deeper than {depth} levels") from None
     except UnicodeDecodeError:
         raise ValueError("the body is not UTF-8") from None
-    # Text that is UTF-8 has surrogates only where they are written as escapes.
-    small = _is_small(text, depth, values) and not ("\\u" in text and _SURROGATE.search(text))
-    return value if small else bounded(value, depth=depth, values=values)
 
 
 def encoded(value: Any, envelope: int = 0) -> str:

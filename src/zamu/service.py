@@ -6,9 +6,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
+
+import uvloop
 
 from zamu import processes
 from zamu.config import Config
@@ -40,7 +42,7 @@ def run_intake(config: Config, state: State) -> int:
     rulebooks = load(config.rulebooks, config.sources)
     intake = Intake(config, state, rulebooks, journal, routes(state, journal), partial(_usable, config))
     try:
-        return _until_signalled(intake.run())
+        return _until_signalled(intake.run(), uvloop.new_event_loop)
     finally:
         journal.close()
 
@@ -138,7 +140,9 @@ def _begin(state: State, part: str) -> None:
     state.lock(part)
 
 
-def _until_signalled(work: Coroutine[Any, Any, None]) -> int:
+def _until_signalled(
+    work: Coroutine[Any, Any, None], loop: Callable[[], asyncio.AbstractEventLoop] | None = None
+) -> int:
     """Run until SIGTERM or SIGINT, or until the work fails; returns the exit code.
 
     A second signal ends the process at once, without waiting for what is under way.
@@ -163,7 +167,7 @@ def _until_signalled(work: Coroutine[Any, Any, None]) -> int:
             raise _first(group) from None
         return 0
 
-    return asyncio.run(main())
+    return asyncio.run(main(), loop_factory=loop)
 
 
 def _first(error: BaseException) -> BaseException:

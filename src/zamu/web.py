@@ -10,11 +10,14 @@ import logging
 import resource
 import socket
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from email.utils import formatdate
+from typing import NamedTuple
 
 from aiohttp import web
-from aiohttp.http import HttpProcessingError
+from aiohttp.http import HttpProcessingError, HttpVersion11
 
 from zamu.config import Intake, Limits
 from zamu.errors import ConfigError, InvalidEvent, JournalError, JournalFull
@@ -25,7 +28,8 @@ log = logging.getLogger("zamu.intake")
 RETRY_AFTER = "10"
 #: Open files that intake needs beside its connections: databases, logs, sockets of sources.
 _OTHER_FILES = 200
-
+_TAKEN = '{"status": "accepted"}'
+_JSON = "application/json; charset=utf-8"
 
 type _Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -55,8 +59,7 @@ class Refusal(Exception):
         self.headers = dict(headers or {})
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What a route's handler gets: headers in any case, and the whole body."""
 
     headers: Mapping[str, str]
@@ -65,11 +68,55 @@ class Request:
 
 @dataclass(frozen=True)
 class Route:
-    """One path. `admit` sees the headers before the body is read, and raises Refusal."""
+    """One path. `admit` sees the headers before the body is read, and raises Refusal.
+
+    `handle` returns the answer; None is 202.
+    """
 
     method: str
-    handle: Callable[[Request], Awaitable[web.Response]]
+    handle: Callable[[Request], Awaitable[web.Response | None]]
     admit: Callable[[Mapping[str, str]], None] = lambda _: None
+
+
+class _Accepted(web.StreamResponse):
+    """The answer 202 as one piece, made once a second: nearly all answers are this one."""
+
+    _made_at = 0
+    _bytes = b""
+
+    @property
+    def keep_alive(self) -> bool:
+        """Always: it is for connections that stay."""
+        return True
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Send it."""
+        if self._made_at != (now := int(time.time())):
+            head = f"HTTP/1.1 202 Accepted\r\nContent-Type: {_JSON}\r\nContent-Length: {len(_TAKEN)}\r\n"
+            self._bytes = f"{head}Date: {formatdate(now, usegmt=True)}\r\n\r\n{_TAKEN}".encode()
+            self._made_at = now
+        assert request.transport is not None
+        request.transport.write(self._bytes)
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing is left to send."""
+
+
+_accepted = _Accepted()
+
+
+def _accept(request: web.BaseRequest) -> web.StreamResponse:
+    """The answer 202: in one piece where the connection takes it at once and stays open."""
+    transport = request.transport
+    if (
+        transport is not None
+        and request.keep_alive
+        and request.version == HttpVersion11
+        and not transport.get_write_buffer_size()
+        and not transport.is_closing()
+    ):
+        return _accepted
+    return web.Response(status=202, text=_TAKEN, headers={"Content-Type": _JSON})
 
 
 class _Bounded(web.Server):
@@ -186,11 +233,11 @@ class Server:
         if self._runner is not None:
             await self._runner.cleanup()
 
-    async def _answer(self, request: web.BaseRequest) -> web.Response:
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         assert self._server is not None
         self._server.begin(request.protocol)
         try:
-            return await self._dispatch(request)
+            return await self._dispatch(request) or _accept(request)
         except Refusal as refusal:
             return _refuse(refusal)
         except InvalidEvent as error:
@@ -206,7 +253,7 @@ class Server:
         finally:
             self._server.end(request.protocol)
 
-    async def _dispatch(self, request: web.BaseRequest) -> web.Response:
+    async def _dispatch(self, request: web.BaseRequest) -> web.Response | None:
         if self._closing:
             raise Refusal(503, "zamu is shutting down.", {"Retry-After": RETRY_AFTER})
         route = self._routes.get(request.path)

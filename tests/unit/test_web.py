@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import aiohttp
@@ -33,6 +34,10 @@ async def echo(request: Request) -> web.Response:
     return web.Response(body=request.body, content_type="application/octet-stream")
 
 
+async def take(_: Request) -> None:
+    """What becomes 202."""
+
+
 async def full(_: Request) -> web.Response:
     raise JournalFull("full")
 
@@ -47,6 +52,7 @@ async def serving(tls: object = None, **limits: object) -> AsyncIterator[tuple[S
         Intake.model_validate({"listen": "127.0.0.1:0", "tls": tls}), Limits.model_validate(limits)
     )
     server.add("/echo", Route("POST", echo, admit))
+    server.add("/take", Route("POST", take))
     server.add("/full", Route("POST", full))
     server.add("/broken", Route("POST", broken))
     server.add("/page", Route("GET", echo))
@@ -527,3 +533,36 @@ def test_the_certificate_of_this_test_is_one_that_openssl_accepts(certificate: T
         check=True,
     )
     assert "localhost" in done.stdout
+
+
+TAKE = b"POST /take HTTP/1.1\r\nHost: zamu\r\nContent-Length: 2\r\n\r\n{}"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [TAKE, TAKE.replace(b"HTTP/1.1", b"HTTP/1.0"), TAKE.replace(b"Host", b"Connection: close\r\nHost")],
+    ids=["a connection that stays", "HTTP/1.0", "a connection that is to be closed"],
+)
+async def test_202_says_the_same_on_every_kind_of_connection(request_: bytes) -> None:
+    async with serving() as (_, port):
+        status, headers, body = await speak(port, request_)
+    assert status == 202
+    assert json.loads(body) == {"status": "accepted"}
+    assert headers["content-type"] == "application/json; charset=utf-8"
+    assert headers["content-length"] == str(len(body))
+    parsedate_to_datetime(headers["date"])
+
+
+async def test_who_asks_much_and_reads_nothing_gets_every_answer_once_he_reads() -> None:
+    """Answers wait in our memory only as long as the connection takes them; then we stop to read."""
+    count = 20_000
+    async with serving() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(TAKE * count)
+        answered = 0
+        async with asyncio.timeout(WITHIN):
+            while answered < count:
+                status, _, _ = await hear(reader)
+                assert status == 202
+                answered += 1
+        writer.close()

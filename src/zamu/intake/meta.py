@@ -1,44 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks what a source says in `meta`, before the journal and the gate rely on it."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from zamu.errors import InvalidEvent
 
-type _Name = Annotated[str, Field(min_length=1, max_length=200)]
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
-
-
-class _Identity(_Strict):
-    model_config = ConfigDict(extra="forbid")
-
+@with_config(ConfigDict(strict=True, extra="forbid"))
+class _Identity(TypedDict):
     key: str
     state: str
-    repeat_after: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None = None
+    repeat_after: NotRequired[Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None]
 
 
-class _Meta(_Strict):
+@with_config(ConfigDict(strict=True))
+class _Meta(TypedDict, total=False):
     """What is read of `meta`; what else a source writes there is for its rules alone."""
 
-    uuid: _Name = "-"
-    identity: _Identity = _Identity(key="", state="")
-    unreadable: str = ""
-    depth: Annotated[int, Field(ge=0, le=1_000)] = 0
+    uuid: Annotated[str, Field(min_length=1, max_length=200)]
+    identity: _Identity
+    unreadable: str
+    depth: Annotated[int, Field(ge=0, le=1_000)]
 
 
-class _Said(_Strict):
-    meta: _Meta | None = None
+@with_config(ConfigDict(strict=True))
+class _Said(TypedDict):
+    meta: NotRequired[_Meta | None]
+
+
+_said = TypeAdapter(_Said)
 
 
 def check_meta(event: Any, source: str) -> None:
     """Raise InvalidEvent unless it is an event whose `meta` has the shape that `zamu.event` tells."""
     try:
-        _Said.model_validate(event)
+        _said.validate_python(event)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(["event", *map(str, first["loc"])])

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 
 from zamu import inventory
 from zamu.ansible import ansible_environment
@@ -53,7 +54,7 @@ class Intake:
         self._journal = journal
         self._pages = pages
         self._scribe = Scribe(state.journal)
-        self._writer = Writer(self._scribe, lambda: ring(state.bells, "journal"), config.limits.waiting)
+        self._writer = Writer(self._scribe, partial(ring, state.bells, "journal"), config.limits.waiting)
         self._server = Server(config.intake, config.limits)
         self._troubles: dict[str, str] = {}
 

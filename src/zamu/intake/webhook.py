@@ -8,7 +8,6 @@ source's arguments `host` and `port` say where to listen.
 import asyncio
 import hashlib
 import hmac
-import json
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,9 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from aiohttp import web
-from multidict import CIMultiDict
 
 from zamu.config import Intake, Limits
 from zamu.errors import ConfigError
@@ -30,9 +26,6 @@ from zamu.state import write_atomically
 from zamu.web import RETRY_AFTER, Refusal, Request, Route, Server
 
 log = logging.getLogger("zamu.intake.webhook")
-
-_ACCEPTED = json.dumps({"status": "accepted"}).encode()
-_JSON = CIMultiDict({"Content-Type": "application/json; charset=utf-8"})
 
 
 @dataclass(frozen=True)
@@ -124,7 +117,8 @@ def _admit(expected: bytes | None, headers: Mapping[str, str]) -> None:
     given = headers.get("Authorization", "").encode("utf-8", "surrogateescape")
     if expected is not None and not hmac.compare_digest(given, expected):
         raise Refusal(401, "No or wrong bearer token.", {"WWW-Authenticate": "Bearer"})
-    if headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
+    kind = headers.get("Content-Type", "")
+    if kind != "application/json" and kind.partition(";")[0].strip().lower() != "application/json":
         raise Refusal(415, "The content type is not application/json.")
 
 
@@ -135,7 +129,7 @@ async def _handle(
     check: Callable[[Request], None] | None,
     take: Callable[[Any], Awaitable[None]],
     request: Request,
-) -> web.Response:
+) -> None:
     if check is not None:
         check(request)
     throttle.take()
@@ -151,7 +145,6 @@ async def _handle(
     except Unavailable as error:
         log.warning("%s: %s", path, error)
         raise Refusal(503, str(error), {"Retry-After": RETRY_AFTER}) from None
-    return web.Response(status=202, body=_ACCEPTED, headers=_JSON.copy())
 
 
 async def serve(

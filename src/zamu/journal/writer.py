@@ -62,6 +62,7 @@ class Writer:
         try:
             while self._waiting:
                 await self._commit(self._next_batch())
+                await asyncio.sleep(0)  # what has come meanwhile goes along with the next
         finally:
             self._writing = None
 
