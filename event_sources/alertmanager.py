@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Event source: alerts that Prometheus Alertmanager posts to a webhook."""
+"""Event source: alerts that Prometheus Alertmanager, or Grafana, posts to a webhook."""
 
 import asyncio
 import json
@@ -9,20 +9,20 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 from urllib.parse import urlencode
 
 import aiohttp
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
-from zamu.config import parse_duration
-from zamu.errors import ConfigError
 from zamu.event import Event, derive_uuid, parse_json, unreadable
+from zamu.intake.options import Duration, options, seconds
 from zamu.intake.queue import put_all
-from zamu.intake.webhook import Unavailable, Unreadable, limits, message_size, serve
+from zamu.intake.shelter import limits
+from zamu.intake.webhook import Listen, Message, Signature, Unavailable, Unreadable, serve
 from zamu.web import Refusal
 
 DOCUMENTATION = r"""
-short_description: Receive alerts from Prometheus Alertmanager
+short_description: Receive alerts from Prometheus Alertmanager and from Grafana
 description:
   - Listens for Alertmanager's webhook, version 4 (Alertmanager 0.16 and newer; Loki's ruler sends its
-    alerts through Alertmanager, too).
+    alerts through Alertmanager, too), and for that of Grafana's own alerting, version 1.
   - Each alert of a group becomes one event under C(event.alert), in the shape that
     C(ansible.eda.alertmanager) gives it. What the group says stands beside it under C(event.group);
     when that is more than 16 KiB, fields longer than 1 KiB are left out.
@@ -31,7 +31,7 @@ description:
     events unless I(repeat_every) asks for them.
   - When Alertmanager cut the group (C(truncatedAlerts)), the missing alerts that fire are asked from
     I(api_url); the payload's own address is never asked. Missing alerts that are resolved cannot be
-    asked for, so leave C(max_alerts) at 0 where you can.
+    asked for, so leave C(max_alerts) at 0 where you can. What Grafana cuts off is not heard.
   - The labels named in I(host_labels) say which inventory host is meant.
 options:
   path:
@@ -45,6 +45,20 @@ options:
       - Without it zamu makes one and keeps it in its state directory; plain ansible-rulebook takes
         E(ZAMU_TOKEN).
     type: str
+  senders:
+    description:
+      - Senders with a token of their own, by name. Each may have C(token), as above, and C(hosts), the only
+        inventory hosts of which its messages may speak. With it no other token counts but I(token).
+    type: dict
+    default: {}
+  host:
+    description: Where to listen under plain ansible-rulebook; in zamu the shared server listens.
+    type: str
+    default: 127.0.0.1
+  port:
+    description: Likewise the port.
+    type: int
+    default: 8470
   host_labels:
     description:
       - Labels that may name the host, in the order in which they are tried; the first that an alert has
@@ -58,14 +72,20 @@ options:
   repeat_every:
     description: Take an alert that still fires as a new event after this long, for example C(1h).
     type: str
-  host:
-    description: Where to listen under plain ansible-rulebook; in zamu the shared server listens.
+  secret:
+    description:
+      - The key with which the sender signs its bodies (Grafana, C(hmacConfig)), named like I(token). With it
+        no token counts.
     type: str
-    default: 127.0.0.1
-  port:
-    description: Likewise the port.
-    type: int
-    default: 8470
+  signature_header:
+    description: Where the signature stands, a hex HMAC-SHA256.
+    type: str
+    default: X-Grafana-Alerting-Signature
+  timestamp_header:
+    description:
+      - Where the time of signing stands, if the sender is set to sign it, too. Then a message older than five
+        minutes is refused.
+    type: str
 """
 
 EXAMPLES = r"""
@@ -74,11 +94,16 @@ EXAMPLES = r"""
     path: /alertmanager
     host_labels: [node, instance]
     api_url: http://127.0.0.1:9093
+- name: grafana
+  alertmanager:
+    path: /grafana
+    secret: file:/etc/zamu/grafana-secret
+    timestamp_header: X-Grafana-Alerting-Timestamp
 """
 
 RETURN = r"""
 alert:
-  description: The alert as Alertmanager sent it.
+  description: The alert as it was sent; Grafana says more of it, for example C(values) and C(ruleUID).
   type: dict
   contains:
     status: {description: C(firing) or C(resolved)., type: str}
@@ -88,6 +113,14 @@ alert:
     endsAt: {description: When it ended; the year 1 while it fires., type: str}
     generatorURL: {description: Where it was made., type: str}
     fingerprint: {description: The same for the same labels., type: str}
+    values: {description: "From Grafana: the numbers of its queries, by their names.", type: dict}
+    valueString: {description: "From Grafana: the same as text.", type: str}
+    silenceURL: {description: "From Grafana: where it can be silenced.", type: str}
+    dashboardURL: {description: "From Grafana: its dashboard.", type: str}
+    panelURL: {description: "From Grafana: its panel.", type: str}
+    imageURL: {description: "From Grafana: a picture of the panel.", type: str}
+    ruleUID: {description: "From Grafana: its rule.", type: str}
+    orgId: {description: "From Grafana: its organisation.", type: int}
 group:
   description: What the message that it came in says of its group.
   type: dict
@@ -96,11 +129,14 @@ group:
     groupKey: {description: The group., type: str}
     truncatedAlerts: {description: How many were cut off., type: int}
     status: {description: Of the whole group., type: str}
-    receiver: {description: Alertmanager's receiver., type: str}
+    receiver: {description: "Alertmanager's receiver, or Grafana's contact point.", type: str}
     groupLabels: {description: What the group was made by., type: dict}
     commonLabels: {description: The labels that all share., type: dict}
     commonAnnotations: {description: The annotations that all share., type: dict}
-    externalURL: {description: Alertmanager's own address., type: str}
+    externalURL: {description: The sender's own address., type: str}
+    title: {description: Of Grafana's message., type: str}
+    state: {description: "Grafana's C(alerting) or C(ok), of the whole group.", type: str}
+    orgId: {description: Grafana's organisation., type: int}
 """
 
 log = logging.getLogger("zamu.alertmanager")
@@ -110,20 +146,33 @@ _API_LIMIT = 20_000_000
 _ABOUT_LIMIT, _FIELD_LIMIT = 16_384, 1_024
 #: endsAt of an alert that still fires.
 _NEVER = "0001-01-01T00:00:00Z"
+_ALERTMANAGER, _GRAFANA = "4", "1"
 
 
-class Arguments(BaseModel):
+class Arguments(Listen):
     """The source's arguments; see DOCUMENTATION."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     path: str = "/alertmanager"
-    token: str | None = None
     host_labels: list[str] = ["instance"]
     api_url: str | None = Field(None, pattern=r"^https?://[^\s]+$")
-    repeat_every: str | None = None
-    host: str = "127.0.0.1"
-    port: int = Field(8470, ge=0, le=65535)
+    repeat_every: Duration | None = None
+    secret: str | None = None
+    signature_header: str = Field("X-Grafana-Alerting-Signature", min_length=1)
+    timestamp_header: str | None = Field(None, min_length=1)
+
+    @field_validator("secret")
+    @classmethod
+    def _alone(cls, secret: str | None, given: ValidationInfo) -> str | None:
+        if secret is not None and (given.data.get("token") is not None or given.data.get("senders")):
+            raise ValueError("signed bodies need no token; remove token and senders, or secret")
+        return secret
+
+    @field_validator("timestamp_header")
+    @classmethod
+    def _signed(cls, header: str | None, given: ValidationInfo) -> str | None:
+        if header is not None and given.data.get("secret") is None:
+            raise ValueError("only signed bodies have a time that counts; set secret, too")
+        return header
 
 
 class Alert(TypedDict):
@@ -148,57 +197,47 @@ class _Group:
     truncated: int
 
 
-def _arguments(args: dict[str, Any]) -> tuple[Arguments, float | None]:
-    try:
-        found = Arguments.model_validate(args)
-        repeat = found.repeat_every
-        return found, parse_duration(repeat).total_seconds() if repeat else None
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = ".".join(map(str, first["loc"]))
-        known = ", ".join(Arguments.model_fields)
-        raise ConfigError(f"alertmanager: {option}: {first['msg']} (options: {known}).") from None
-    except ValueError as error:
-        raise ConfigError(f"alertmanager: repeat_every: {error}.") from None
-
-
 async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
     """Serve the webhook until cancelled."""
-    options, repeat = _arguments(args)
-
+    given = options("alertmanager", Arguments, args)
+    repeat = seconds(given.repeat_every) if given.repeat_every else None
     most = limits().events
 
-    async def take(payload: Any) -> None:
-        group = _group(payload)
+    async def take(message: Message) -> None:
+        group = _group(message)
         if len(group.alerts) > most:
             raise Refusal(
                 413, f"More than {most} alerts; group them by more labels, or set max_alerts and api_url."
             )
         await put(group, group.alerts)
         if group.truncated:
-            await put(group, await _missing(options, group))
+            await put(group, await _missing(given, group))
 
     async def put(group: _Group, alerts: list[Any]) -> None:
-        await put_all(queue, [_event(options, repeat, group, alert) for alert in alerts])
+        await put_all(queue, [_event(given, repeat, group, alert) for alert in alerts])
 
-    await serve(options.path, options.token, take, host=options.host, port=options.port)
+    signature = None
+    if given.secret is not None:
+        signature = Signature(given.signature_header, given.secret, timestamp=given.timestamp_header)
+    await serve(given, take, signature=signature)
 
 
-def _group(payload: Any) -> _Group:
+def _group(message: Message) -> _Group:
     """Read the body as far as it must be right for anything to be read. Raises Unreadable."""
+    payload = message.payload
     if not isinstance(payload, dict):
         raise Unreadable("The body is not an object.")
-    if payload.get("version") != "4":
-        raise Unreadable(
-            f'version: expected "4", Alertmanager\'s webhook, got {json.dumps(payload.get("version"))[:40]}.'
-        )
+    version = payload.get("version")
+    if version not in (_ALERTMANAGER, _GRAFANA):
+        got = json.dumps(version)[:40]
+        raise Unreadable(f'version: expected "4", Alertmanager\'s webhook, or "1", Grafana\'s, got {got}.')
     alerts = payload.get("alerts")
     if not isinstance(alerts, list):
         raise Unreadable("alerts: this is not a list.")
     truncated = payload.get("truncatedAlerts", 0)
     about = {key: value for key, value in payload.items() if key != "alerts"}
     # It is kept with every alert of the group. No byte of a message becomes more than five characters (1e15).
-    if message_size.get() * 5 > _ABOUT_LIMIT and len(json.dumps(about)) > _ABOUT_LIMIT:
+    if len(message.body) * 5 > _ABOUT_LIMIT and len(json.dumps(about)) > _ABOUT_LIMIT:
         about = {key: value for key, value in about.items() if len(json.dumps(value)) < _FIELD_LIMIT}
     return _Group(alerts, about, truncated if isinstance(truncated, int) else 0)
 
@@ -230,6 +269,12 @@ def _event(options: Arguments, repeat: float | None, group: _Group, data: Any) -
 
 async def _missing(options: Arguments, group: _Group) -> list[dict[str, Any]]:
     """The firing alerts of a cut group that are not in the message, from Alertmanager's API v2."""
+    if group.about["version"] == _GRAFANA:
+        log.warning(
+            "Grafana cut a group by %d alerts: they are not heard. Set Max Alerts of the contact point to 0.",
+            group.truncated,
+        )
+        return []
     if options.api_url is None:
         log.warning(
             "Alertmanager cut a group by %d alerts and api_url is not set: they are not heard. "

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from zamu.doorbell import Doorbell
-from zamu.errors import ConfigError
 from zamu.event import Event, derive_uuid
+from zamu.intake.options import Options, options
 from zamu.ledger import Run
 from zamu.ledger.sqlite import Ledger
 from zamu.state import State
@@ -61,12 +61,16 @@ _LOOK_BACK = timedelta(days=2)
 _OVERLAP = timedelta(minutes=1)
 
 
+class Arguments(Options):
+    """The source's arguments; see DOCUMENTATION."""
+
+    state: str | None = None
+
+
 async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
     """Put each ended run into the queue, for ever."""
-    unknown = sorted(set(args) - {"state"})
-    if unknown:
-        raise ConfigError(f"runs: the option {unknown[0]!r} is unknown; allowed: state.")
-    state = State(Path(args.get("state") or os.environ.get("ZAMU_STATE") or ".zamu"))
+    given = options("runs", Arguments, args)
+    state = State(Path(given.state or os.environ.get("ZAMU_STATE") or ".zamu"))
     state.create()
     ledger = Ledger(state.ledger)
     bell = Doorbell(state.bells, "ledger")

@@ -44,6 +44,11 @@ class State:
         return self.root / "tokens"
 
     @property
+    def memories(self) -> Path:
+        """What sources have to know again after a restart."""
+        return self.root / "sources"
+
+    @property
     def logs(self) -> Path:
         """What the engine and each playbook printed."""
         return self.root / "logs"
@@ -60,7 +65,7 @@ class State:
 
     def create(self) -> None:
         """Make the directories. Others than owner and group see nothing of them."""
-        for directory in (self.root, self.engine, self.bells, self.tokens, self.logs):
+        for directory in (self.root, self.engine, self.bells, self.tokens, self.memories, self.logs):
             directory.mkdir(mode=0o770, parents=True, exist_ok=True)
 
     def status(self, part: str) -> dict[str, Any] | None:
@@ -94,10 +99,16 @@ class State:
         return handle
 
 
-def write_atomically(path: Path, text: str, mode: int = 0o640) -> None:
-    """Replace a file so that a reader sees the old or the new text, never a part."""
+def write_atomically(path: Path, text: str, mode: int = 0o640, *, durable: bool = False) -> None:
+    """Replace a file so that a reader sees the old or the new text, never a part.
+
+    With `durable` that holds after a power cut, too.
+    """
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(handle, "w") as file:
         file.write(text)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     scratch.replace(path)

@@ -15,7 +15,8 @@ from harness import ROOT
 from zamu import inventory
 from zamu.config import Config, Intake, Limits
 from zamu.intake.host import host
-from zamu.intake.webhook import Shelter, token_file
+from zamu.intake.shelter import Shelter
+from zamu.intake.webhook import token_file
 from zamu.journal import Entry
 from zamu.journal.sqlite import Journal
 from zamu.journal.writer import Writer
@@ -60,7 +61,7 @@ class Hosting:
                 self.config,
                 Writer(self.journal, lambda: None),
                 lambda: self.inventory,
-                Shelter(self.server, self.directory),
+                Shelter(self.server, self.directory, self.directory / "sources"),
                 lambda name, reason: self.said.append((name, reason)),
             )
         )

@@ -463,7 +463,7 @@ async def test_under_plain_ansible_rulebook_it_puts_events_into_a_queue_of_one(
     import aiohttp
 
     from harness import free_port
-    from zamu.intake.webhook import shelter
+    from zamu.intake.shelter import shelter
 
     monkeypatch.setenv("AM_TOKEN", "given")
     shelter.set(None)

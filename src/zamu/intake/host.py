@@ -18,7 +18,7 @@ from zamu.errors import ConfigError, ZamuError
 from zamu.event import printable
 from zamu.intake.foreign import Foreign
 from zamu.intake.queue import Filter, JournalQueue
-from zamu.intake.webhook import Shelter, shelter, source_name
+from zamu.intake.shelter import Shelter, shelter, source_name
 from zamu.inventory import Inventory
 from zamu.journal.writer import Writer
 from zamu.keep import keep_running

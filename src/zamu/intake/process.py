@@ -16,8 +16,8 @@ from zamu.doorbell import ring
 from zamu.errors import ZamuError
 from zamu.intake.host import host
 from zamu.intake.hosting import Hosting
+from zamu.intake.shelter import Shelter
 from zamu.intake.watch import Watch
-from zamu.intake.webhook import Shelter
 from zamu.journal.scribe import Scribe
 from zamu.journal.sqlite import Journal
 from zamu.journal.writer import Writer
@@ -87,7 +87,7 @@ class Intake:
             await self._scribe.close()
 
     async def _host(self, source: Source) -> None:
-        lent = Shelter(self._server, self._state.tokens, self._config.vault_password)
+        lent = Shelter(self._server, self._state.tokens, self._state.memories, self._config.vault_password)
         await host(source, self._config, self._writer, lambda: self._inventory, lent, self._said)
 
     async def _follow_rulebooks(self, hosting: Hosting) -> None:

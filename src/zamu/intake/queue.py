@@ -10,10 +10,12 @@ from typing import Any
 from zamu.errors import InvalidEvent
 from zamu.event import Event, now
 from zamu.intake.meta import check_meta
+from zamu.intake.shelter import sender_hosts
 from zamu.inventory import Inventory
 from zamu.journal import Outcome, Record, record
 from zamu.journal.writer import Writer
 from zamu.rulebooks import Source
+from zamu.web import Refusal
 
 log = logging.getLogger("zamu.intake")
 
@@ -75,8 +77,16 @@ class JournalQueue:
             self._known = inventory
             self._resolve = lru_cache(_NAMES)(inventory.resolve)
         names = [str(one) for one in (spoken if isinstance(spoken, list | tuple) else [spoken])]
-        hosts = [self._resolve(name) for name in names if len(name) <= _LONGEST_NAME]
-        return list(dict.fromkeys(host for host in hosts if host is not None))
+        allowed = sender_hosts.get()
+        if allowed and not names:
+            names = list(allowed) if len(allowed) == 1 else []
+        found = [self._resolve(name) for name in names if len(name) <= _LONGEST_NAME]
+        hosts = list(dict.fromkeys(host for host in found if host is not None))
+        if allowed and not allowed.issuperset(hosts):
+            other = next(host for host in hosts if host not in allowed)
+            log.warning("%s: a sender spoke of %s, which is none of its hosts.", self._source.id, other)
+            raise Refusal(403, f"This sender may not speak of {other}.")
+        return hosts
 
 
 def _as_list(result: Event | list[Event]) -> list[Event]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a webhook source needs: a path of its own on the shared server, and its own credentials.
+"""What a webhook source needs: a path of its own on the shared server, and credentials of its senders.
 
 In zamu all webhook sources share one server. Under plain `ansible-rulebook` there is none, so the
 source's arguments `host` and `port` say where to listen.
@@ -10,16 +10,20 @@ import hashlib
 import hmac
 import logging
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic import Field, field_validator
 
 from zamu.config import Intake, Limits
 from zamu.errors import ConfigError
 from zamu.event import parse_json
+from zamu.intake.options import Options
+from zamu.intake.shelter import file_name, limits, reveal, sender_hosts, shelter, source_name
 from zamu.intake.throttle import Throttle
 from zamu.secrets import Secret
 from zamu.state import write_atomically
@@ -27,28 +31,52 @@ from zamu.web import RETRY_AFTER, Refusal, Request, Route, Server
 
 log = logging.getLogger("zamu.intake.webhook")
 
-
-@dataclass(frozen=True)
-class Shelter:
-    """What intake lends to the sources that it hosts."""
-
-    server: Server
-    tokens: Path
-    vault_password: str | None = None
-
-    def secret(self, reference: str) -> Secret:
-        """A secret of zamu.yml, which may be vaulted."""
-        return Secret(reference, self.vault_password)
-
-
 #: Where a source under plain ansible-rulebook finds its token when none is named.
 TOKEN_VARIABLE = "ZAMU_TOKEN"  # noqa: S105 - the name of a variable
-#: Set by intake around each source that it hosts.
-shelter: ContextVar[Shelter | None] = ContextVar("shelter", default=None)
-#: Bytes of the message that is being taken.
-message_size: ContextVar[int] = ContextVar("message_size", default=0)
-#: The name of the source that is being hosted.
-source_name: ContextVar[str] = ContextVar("source_name", default="webhook")
+#: A signed time may be so far from ours, in seconds.
+_SKEW = 300
+
+
+class Message(NamedTuple):
+    """What an authentic sender sent: the payload as its reader made it, and what it came in."""
+
+    payload: Any
+    headers: Mapping[str, str]
+    body: bytes
+
+
+#: Makes the payload of a body and its content type. Raises ValueError with a reason.
+type Reader = Callable[[bytes, str], Any]
+
+
+class Sender(Options):
+    """One sender's own token, and the hosts that it may speak of: any where none is named."""
+
+    token: str | None = None
+    hosts: list[str] = Field([], max_length=1_000)
+
+
+class Listen(Options):
+    """Where a webhook source listens, and to whom: the options that all of them have.
+
+    `token` is a secret's reference; None in zamu means a token that zamu makes. `senders` have tokens of
+    their own: events that a sender's message becomes may speak of its hosts alone, and speak of its only
+    host where they name none; with them there is no other token unless one is named. `host` and `port`
+    count only where no server is shared.
+    """
+
+    path: str = "/"
+    token: str | None = None
+    senders: dict[str, Sender] = {}
+    host: str = "127.0.0.1"
+    port: int = Field(8470, ge=0, le=65535)
+
+    @field_validator("path")
+    @classmethod
+    def _slash(cls, path: str) -> str:  # a source that has a default of its own keeps this check
+        if not path.startswith("/"):
+            raise ValueError(f"{path!r} does not begin with a slash")
+        return path
 
 
 @dataclass(frozen=True)
@@ -56,19 +84,31 @@ class Signature:
     """A hex HMAC-SHA256 of the raw body in a header, as Forgejo, Gitea and Grafana send it.
 
     `secret` is a secret's reference; `prefix` stands before the hex digits (`sha256=` in
-    `X-Hub-Signature-256`). A sender without a secret sends the header empty: that is refused.
+    `X-Hub-Signature-256`); `also` are other names of the header, of which the first that is there
+    counts. A sender without a secret sends the header empty: that is refused. With `timestamp` the
+    header of that name holds Unix seconds, which are signed, too, and may not be old.
     """
 
     header: str
     secret: str
     prefix: str = ""
+    also: tuple[str, ...] = ()
+    timestamp: str | None = None
 
     def check(self, key: str, request: Request) -> None:
         """Raise Refusal unless the body was signed with `key`, our secret."""
-        expected = hmac.new(key.encode(), request.body, hashlib.sha256)
-        given = request.headers.get(self.header, "").encode("utf-8", "surrogateescape")
+        before = b""
+        if self.timestamp is not None:
+            moment = request.headers.get(self.timestamp, "")
+            if not moment.isascii() or not moment.isdigit() or abs(int(moment[:12]) - time.time()) > _SKEW:
+                raise Refusal(401, f"No or no recent time in {self.timestamp}.")
+            before = f"{moment}:".encode()
+        expected = hmac.new(key.encode(), before + request.body, hashlib.sha256)
+        names = (self.header, *self.also)
+        name = next((one for one in names if one in request.headers), self.header)
+        given = request.headers.get(name, "").encode("utf-8", "surrogateescape")
         if not hmac.compare_digest(given, f"{self.prefix}{expected.hexdigest()}".encode()):
-            raise Refusal(401, f"No or wrong signature in {self.header}.")
+            raise Refusal(401, f"No or wrong signature in {name}.")
 
 
 class Unreadable(Exception):
@@ -79,67 +119,72 @@ class Unavailable(Exception):
     """Something that this source needs to understand the message is out of reach; try again."""
 
 
-def limits() -> Limits:
-    """What bounds the running source's senders."""
-    home = shelter.get()
-    return home.server.limits if home else Limits()
-
-
-def _reveal(option: str, reference: str) -> str:
-    home = shelter.get()
-    try:
-        return (home.secret(reference) if home else Secret(reference)).reveal()
-    except (ValueError, ConfigError) as error:
-        reason = str(error).removesuffix(".")
-        raise ConfigError(f"{source_name.get()}: {option}: {reason}.") from None
-
-
 def token_file(directory: Path, source: str) -> Path:
-    """Where the token lies that zamu made for a source to which none was given."""
-    return directory / "".join(char if char.isalnum() or char in "-_" else "_" for char in source)
+    """Where the token lies that zamu made for a source, or `source-sender`, to which none was given."""
+    return directory / file_name(source)
 
 
-def _token(reference: str | None) -> str:
-    """The token of the running source: the one that was given, or one that zamu makes and keeps."""
+def _token(reference: str | None, sender: str = "") -> str:
+    """A token of the running source: the one that was given, or one that zamu makes and keeps."""
     if reference is not None:
-        return _reveal("token", reference)
+        return reveal(f"senders.{sender}.token" if sender else "token", reference)
     home = shelter.get()
     if home is None:
         return Secret(f"env:{TOKEN_VARIABLE}").reveal()
-    path = token_file(home.tokens, source_name.get())
+    path = token_file(home.tokens, f"{source_name.get()}-{sender}" if sender else source_name.get())
     if not path.exists() or not path.stat().st_size:
         write_atomically(path, secrets.token_urlsafe(32) + "\n", mode=0o600)
     return path.read_text().strip()
 
 
-def _admit(expected: bytes | None, headers: Mapping[str, str]) -> None:
+def _credentials(token: str | None, senders: Mapping[str, Sender]) -> list[tuple[bytes, frozenset[str]]]:
+    """What senders may show as `Authorization`, each with the hosts that it may speak of."""
+    found = [(_token(one.token, name), frozenset(one.hosts)) for name, one in senders.items()]
+    if token is not None or not senders:
+        found.append((_token(token), frozenset()))
+    if len({shown for shown, _ in found}) < len(found):
+        raise ConfigError(f"{source_name.get()}: senders: two of them have the same token.")
+    return [(f"Bearer {shown}".encode(), hosts) for shown, hosts in found]
+
+
+def _admit(
+    credentials: list[tuple[bytes, frozenset[str]]], readers: Mapping[str, Reader], headers: Mapping[str, str]
+) -> None:
     """Check what can be checked before the body is read."""
-    given = headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-    if expected is not None and not hmac.compare_digest(given, expected):
-        raise Refusal(401, "No or wrong bearer token.", {"WWW-Authenticate": "Bearer"})
-    kind = headers.get("Content-Type", "")
-    if kind != "application/json" and kind.partition(";")[0].strip().lower() != "application/json":
-        raise Refusal(415, "The content type is not application/json.")
+    if credentials:
+        given = headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        # All of them are compared, so that the time it takes does not tell which one was nearly right.
+        right = [hosts for expected, hosts in credentials if hmac.compare_digest(given, expected)]
+        if not right:
+            raise Refusal(401, "No or wrong bearer token.", {"WWW-Authenticate": "Bearer"})
+        sender_hosts.set(right[0])
+    if _kind(headers) not in readers:
+        raise Refusal(415, f"The content type is not {' or '.join(readers)}.")
+
+
+def _kind(headers: Mapping[str, str]) -> str:
+    return headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
 async def _handle(
     path: str,
-    limits: Limits,
     throttle: Throttle,
     check: Callable[[Request], None] | None,
-    take: Callable[[Any], Awaitable[None]],
+    readers: Mapping[str, Reader],
+    take: Callable[[Message], Awaitable[None]],
     request: Request,
 ) -> None:
     if check is not None:
         check(request)
     throttle.take()
     try:
-        payload = parse_json(request.body, limits.depth, limits.values)
+        payload = readers[_kind(request.headers)](request.body, request.headers.get("Content-Type", ""))
     except ValueError as error:
-        raise Refusal(400, f"This is not JSON that can be taken: {error}.") from None
-    message_size.set(len(request.body))
+        kind = _kind(request.headers)
+        name = "JSON" if kind == "application/json" else kind
+        raise Refusal(400, f"This is not {name} that can be taken: {error}.") from None
     try:
-        await take(payload)
+        await take(Message(payload, request.headers, request.body))
     except Unreadable as error:
         raise Refusal(422, str(error)) from None
     except Unavailable as error:
@@ -147,42 +192,46 @@ async def _handle(
         raise Refusal(503, str(error), {"Retry-After": RETRY_AFTER}) from None
 
 
+def json_reader(bounds: Limits) -> Reader:
+    """The reader of JSON bodies, within the limits."""
+
+    def read(body: bytes, _: str) -> Any:
+        return parse_json(body, bounds.depth, bounds.values)
+
+    return read
+
+
 async def serve(
-    path: str,
-    token: str | None,
-    take: Callable[[Any], Awaitable[None]],
+    listen: Listen,
+    take: Callable[[Message], Awaitable[None]],
     *,
     signature: Signature | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8470,
+    readers: Mapping[str, Reader] | None = None,
 ) -> None:
-    """Serve a webhook until cancelled: JSON posted to `path` with `Authorization: Bearer`.
+    """Serve a webhook until cancelled: JSON posted with `Authorization: Bearer`.
 
-    `take` gets the parsed JSON, puts events into its queue and returns when that is done; then the
-    sender is answered 202. It raises Unreadable for JSON that it could never read, and Unavailable
-    when the sender should try again. `token` is a secret's reference; None in zamu means a token
-    that zamu makes. With `signature`, bodies are signed instead and there is no token. `host` and
-    `port` count only where no server is shared. Raises ConfigError.
+    `take` gets a Message, puts events into its queue and returns when that is done; then the sender is
+    answered 202. It raises Unreadable for what it could never read, and Unavailable when the sender
+    should try again. With `signature`, bodies are signed and there is no token. `readers` are the readers
+    of all content types that are taken, where that is not JSON alone. Raises ConfigError.
     """
-    if not path.startswith("/"):
-        raise ConfigError(f"{source_name.get()}: path: {path!r} does not begin with a slash.")
-    expected: bytes | None = None
+    credentials: list[tuple[bytes, frozenset[str]]] = []
     check: Callable[[Request], None] | None = None
     if signature is None:
-        expected = f"Bearer {_token(token)}".encode()
+        credentials = _credentials(listen.token, listen.senders)
     else:  # revealed here, because requests are answered outside of the source's context
-        check = partial(signature.check, _reveal("secret", signature.secret))
+        check = partial(signature.check, reveal("secret", signature.secret))
+    known = dict(readers or {"application/json": json_reader(limits())})
     home = shelter.get()
-    server = home.server if home else Server(Intake(listen=f"{host}:{port}"))
+    server = home.server if home else Server(Intake(listen=f"{listen.host}:{listen.port}"))
     throttle = Throttle(source_name.get(), server.limits)
-    handle = partial(_handle, path, server.limits, throttle, check, take)
-    route = Route("POST", handle, partial(_admit, expected))
-    server.add(path, route)
+    handle = partial(_handle, listen.path, throttle, check, known, take)
+    server.add(listen.path, Route("POST", handle, partial(_admit, credentials, known)))
     try:
         if home is None:
             await server.start()
         await asyncio.Event().wait()
     finally:
-        server.remove(path)
+        server.remove(listen.path)
         if home is None:
             await server.stop()
