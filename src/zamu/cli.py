@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             listing.show(options.command, state, options.since, as_json=options.json, follow=options.follow)
             return 0
-        return {"check": _check, "doctor": _doctor}.get(options.command, _serve)(options, state)
+        own = {"check": _check, "doctor": _doctor, "clock": _clock, "skip": _skip}
+        return own.get(options.command, _serve)(options, state)
     except ZamuError as error:
         print(f"zamu: {error}", file=sys.stderr)
         return 2
@@ -75,6 +76,14 @@ def _parser() -> argparse.ArgumentParser:
             "--since", type=_since, metavar="WHEN", help="only from then on: 90s, 2h, 7d ago, or an ISO time"
         )
         command.add_argument("--follow", action="store_true", help="go on with what happens; Ctrl-C ends it")
+    command = commands.add_parser("clock", help="when schedules tick")
+    command.add_argument(
+        "--next", type=int, default=3, metavar="N", help="so many ticks of each (default: 3)"
+    )
+    command.add_argument("--json", action="store_true", help="one JSON object a line")
+    command = commands.add_parser("skip", help="skip the next tick of a schedule")
+    command.add_argument("name", metavar="NAME", help="the schedule, as `zamu clock` shows it")
+    command.add_argument("--undo", action="store_true", help="do not skip it after all")
     command = commands.add_parser("doctor", help="what is installed, reachable, configured; what is wrong")
     command.add_argument("--json", action="store_true", help="one JSON object a line")
     command.add_argument("--no-network", action="store_true", help="ask no host and no port")
@@ -87,6 +96,22 @@ def _doctor(options: argparse.Namespace, state: State) -> int:
 
     network, send = not options.no_network, options.send
     return examine.main(options.config, state, as_json=options.json, network=network, send=send)
+
+
+def _clock(options: argparse.Namespace, state: State) -> int:
+    from zamu import clock
+    from zamu.config import load
+
+    clock.show(load(options.config), state, min(max(options.next, 0), 1_000), as_json=options.json)
+    return 0
+
+
+def _skip(options: argparse.Namespace, state: State) -> int:
+    from zamu import clock
+    from zamu.config import load
+
+    clock.skip(load(options.config), state, options.name, undo=options.undo)
+    return 0
 
 
 def _check(options: argparse.Namespace, _: State) -> int:
