@@ -10,7 +10,7 @@ STAMP := .venv/.installed
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test lint types check-all lab molecule-all torture bench clean lock
+.PHONY: help setup run demo test lint types check-all peers lab molecule-all torture bench clean lock
 
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -38,7 +38,7 @@ demo: setup ## Watch the loop repair a broken service, in under a minute
 
 test: setup ## Run the tests that need neither root nor a network
 	@echo "Running the tests; those marked 'engine' start Java. It takes about five minutes."
-	@$(BIN)/pytest -m "not lab" $(PYTEST_ARGS)
+	@$(BIN)/pytest -m "not lab and not peer" $(PYTEST_ARGS)
 
 lint: setup ## Check style and rulebooks: ruff, yamllint, ansible-lint, zamu check
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -51,6 +51,9 @@ types: setup ## Check types: mypy, strict
 
 check-all: lint types test ## Everything that needs no root
 
+peers: setup ## Hear the real programs that send events (root, on Debian; installs them)
+	@$(BIN)/pytest -m peer $(PYTEST_ARGS)
+
 lab: setup ## Repair real Debian hosts (root, on Debian; installs podman and what else it needs)
 	@sh tests/lab/image.sh
 	@$(BIN)/pytest -m lab $(PYTEST_ARGS)
@@ -58,14 +61,17 @@ lab: setup ## Repair real Debian hosts (root, on Debian; installs podman and wha
 molecule-all: setup ## Run every Molecule scenario (root, on Debian)
 	@sh tests/molecule/run.sh
 
-torture: setup ## Kill parts of zamu 100 times under load, and keep the figures in bench/results
+torture: setup ## Kill parts of zamu 100 times under load, intake 50 times under every source; keep the figures (root: mosquitto)
+	@sh tests/lab/packages.sh mosquitto
 	@$(BIN)/python bench/torture.py --rounds $(or $(ROUNDS),100) --write
+	@$(BIN)/python bench/source_kills.py --rounds $(or $(ROUNDS),50) --write
 
 bench: setup ## Measure idle cost, latency and throughput on this machine, and keep the figures in bench/results (root: Debian's wrk and webhook)
 	@sh tests/lab/packages.sh wrk webhook
 	@$(BIN)/python bench/idle.py --write
 	@$(BIN)/python bench/latency.py --write
 	@$(BIN)/python bench/intake.py --write
+	@$(BIN)/python bench/suricata.py --write
 
 clean: ## Remove what setup and the tests made (not .zamu, your state)
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .ansible

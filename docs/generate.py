@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the parts of docs/reference/ that come from the code, between their markers.
+"""Writes the parts of docs/ that come from the code, between their markers, and the sources' schemas.
 
 `.venv/bin/python docs/generate.py` brings them up to date; with `--check` it says what is out of date, and
 ends with 1.
@@ -7,10 +7,13 @@ ends with 1.
 
 import argparse
 import ast
+import json
 import re
+import runpy
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -24,6 +27,7 @@ from zamu.secrets import Secret
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
+SCHEMAS = ROOT / "event_sources" / "schemas"
 
 #: What each key means; type, default and bounds come from the models.
 MEANINGS = {
@@ -194,8 +198,20 @@ def _show(value: Any) -> str:
 
 
 def sources() -> str:
-    """A section for each event source, from its DOCUMENTATION and EXAMPLES."""
-    return "\n\n".join(_source(file) for file in source_files())
+    """A row for each event source, with its page."""
+    rows = ["| source | what it hears | its options as JSON schema |", "|---|---|---|"]
+    for file in source_files():
+        about = yaml.safe_load(constant(file, "DOCUMENTATION"))
+        page, schema = f"../sources/{file.stem}.md", f"../../event_sources/schemas/{file.stem}.json"
+        rows.append(f"| [`{file.stem}`]({page}) | {_text(about['short_description'])} | [schema]({schema}) |")
+    return "\n".join(rows)
+
+
+def schema(file: Path) -> str:
+    """The JSON schema of a source's arguments, from the model that checks them."""
+    model = runpy.run_path(str(file))["Arguments"]
+    found = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
+    return json.dumps(found | {"title": file.stem}, indent=2) + "\n"
 
 
 def source_files() -> list[Path]:
@@ -211,18 +227,19 @@ def constant(file: Path, name: str) -> str:
     raise LookupError(f"{file} has no {name}.")
 
 
-def _source(file: Path) -> str:
+def options(file: Path) -> str:
+    """What a source's DOCUMENTATION and EXAMPLES say."""
     about = yaml.safe_load(constant(file, "DOCUMENTATION"))
-    parts = [f"## {file.stem}", "", _text(about["short_description"]) + ".", ""]
-    parts += [f"- {_text(sentence)}" for sentence in _sentences(about["description"])]
+    parts = ["## Options", ""]
     if about.get("options"):
-        parts += ["", "| option | type | default | meaning |", "|---|---|---|---|"]
+        parts += ["| option | type | default | meaning |", "|---|---|---|---|"]
     for name, option in about.get("options", {}).items():
         default = "required" if option.get("required") else f"`{_show(option.get('default'))}`"
         kind = f"list of {option['elements']}" if option["type"] == "list" else option["type"]
         meaning = " ".join(_text(one) for one in _sentences(option["description"]))
         parts.append(f"| `{name}` | {kind} | {default} | {meaning.replace('|', chr(92) + '|')} |")
-    parts += ["", "```yaml", constant(file, "EXAMPLES").strip(), "```"]
+    parts += ["", "```yaml", constant(file, "EXAMPLES").strip(), "```", "", "## In its own words", ""]
+    parts += [f"- {_text(sentence)}" for sentence in _sentences(about["description"])]
     return "\n".join(parts)
 
 
@@ -239,6 +256,10 @@ def _text(words: str) -> str:
 PARTS: list[tuple[Path, str, Callable[[], str]]] = [
     (REFERENCE / "configuration.md", "configuration", configuration),
     (REFERENCE / "sources.md", "sources", sources),
+    *(
+        (ROOT / "docs" / "sources" / f"{file.stem}.md", f"source {file.stem}", partial(options, file))
+        for file in source_files()
+    ),
 ]
 
 
@@ -263,6 +284,12 @@ def main() -> int:
             stale.append(file)
             if not check:
                 file.write_text(after)
+    for source in source_files():
+        file, text = SCHEMAS / f"{source.stem}.json", schema(source)
+        if not file.exists() or file.read_text() != text:
+            stale.append(file)
+            if not check:
+                file.write_text(text)
     for file in stale:
         did = "is out of date; run docs/generate.py" if check else "was brought up to date"
         print(f"{file.relative_to(ROOT)} {did}.")

@@ -227,7 +227,7 @@ def test_a_filter_is_found_by_its_name(tmp_path: Path) -> None:
 )
 def test_a_source_that_there_is_not_is_refused_and_ours_are_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(
-        RulebookError, match=rf"There is no event source '{name}'\. .*own are alertmanager, .*runs"
+        RulebookError, match=rf"There is no event source '{name}'\. .*own are aide, alertmanager, .*runs"
     ):
         find_plugin(name, "event_source", tmp_path)
 

@@ -2,12 +2,14 @@
 """What DOCUMENTATION and EXAMPLES of a source say is what the source takes."""
 
 import asyncio
+import json
 import runpy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
@@ -27,10 +29,15 @@ def documentation(path: Path) -> dict[str, Any]:
 
 def kind(annotation: Any) -> str:
     """The documented type of a field: of `X | None` that of X, of `list[X]` list."""
+    annotation = getattr(annotation, "__value__", annotation)  # of a named type
     inner = [one for one in getattr(annotation, "__args__", ()) if one is not type(None)]
     origin = getattr(annotation, "__origin__", None)
     if origin in (list, dict):
         return TYPES[origin]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "dict"
+    if origin is Literal:
+        return TYPES[type(inner[0])]
     return TYPES.get(annotation) or kind(inner[0])
 
 
@@ -40,7 +47,10 @@ def default(field: Any) -> object:
 
 
 def test_there_are_sources() -> None:
-    assert {path.stem for path in SOURCES} >= {"alertmanager", "runs"}
+    assert {path.stem for path in SOURCES} >= {
+        *("aide", "alertmanager", "auditd", "clock", "fail2ban", "forgejo", "http_check", "journald", "mqtt"),
+        *("proxmox", "runs", "suricata", "uptime_kuma", "webhook"),
+    }
 
 
 @EVERY_SOURCE
@@ -57,12 +67,7 @@ def test_the_documentation_has_what_ansible_doc_wants(path: Path) -> None:
 @EVERY_SOURCE
 def test_the_options_and_defaults_are_those_that_the_source_takes(path: Path) -> None:
     options = documentation(path).get("options", {})
-    model: type[BaseModel] | None = runpy.run_path(str(path)).get("Arguments")
-    if model is None:  # the source looks at its arguments itself, and names the ones that it knows
-        refusal = refuse(path, {"no_such_option": 1})
-        allowed = refusal.rpartition("allowed: ")[2].rstrip(".").split(", ")
-        assert sorted(allowed) == sorted(options)
-        return
+    model: type[BaseModel] = runpy.run_path(str(path))["Arguments"]
     assert list(model.model_fields) == list(options)
     for name, field in model.model_fields.items():
         assert options[name].get("default") == default(field), name
@@ -95,6 +100,22 @@ def test_the_examples_can_be_read_and_use_only_options_that_there_are(path: Path
         assert set(example) == {"name", path.stem}
         assert set(example[path.stem] or {}) <= set(options)
         assert find_plugin(path.stem, "event_source", Path("/nonexistent")) == path
+
+
+@EVERY_SOURCE
+def test_the_schema_holds_the_documented_options_and_takes_the_examples(path: Path) -> None:
+    schema = json.loads((path.parent / "schemas" / f"{path.stem}.json").read_text())
+    options = documentation(path).get("options", {})
+    assert list(schema["properties"]) == list(options)
+    assert schema.get("required", []) == [name for name, one in options.items() if one.get("required")]
+    assert schema["additionalProperties"] is False
+    for name, option in options.items():
+        assert schema["properties"][name].get("default") == option.get("default"), name
+    check = Draft202012Validator(schema)
+    check.check_schema(schema)
+    for example in yaml.safe_load(runpy.run_path(str(path))["EXAMPLES"]):
+        check.validate(example[path.stem] or {})
+    assert not check.is_valid({"no_such_option": 1})
 
 
 def test_the_engines_own_source_documents_what_the_composed_rulebook_gives_it(tmp_path: Path) -> None:
