@@ -77,7 +77,7 @@ async def suricata(directory: Path, journal: Journal, **arguments: Any) -> Async
         task = await house.start(house.source("suricata", **arguments))
         if arguments.get("http"):
             async with asyncio.timeout(WITHIN):
-                while not (directory / "suricata").exists() and not task.done():
+                while not task.done() and (await house.request("POST", "/suricata")).status == 404:
                     await asyncio.sleep(0.01)
         if task.done():
             await task
@@ -491,9 +491,9 @@ async def test_counts_that_were_acknowledged_survive_a_kill(
     tmp_path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with suricata(tmp_path, journal, http=True) as house:
-        await post(house, line(second=1), line(second=2))
+        assert (await post(house, line(second=1), line(second=2))).status == 202
     async with suricata(tmp_path, journal, http=True) as house:
-        await post(house, line(second=2), line(second=3))
+        assert (await post(house, line(second=2), line(second=3))).status == 202
         end_windows(monkeypatch)
         await until(lambda: len(house.events) == 2)
         assert told(house) == [(1, 1), (1, 3)]
