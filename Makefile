@@ -7,6 +7,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12; do \
 BIN := .venv/bin
 UV := $(BIN)/uv pip
 STAMP := .venv/.installed
+# A file's tests share what they start, and most tests wait for a process.
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 .DEFAULT_GOAL := help
@@ -38,7 +40,7 @@ demo: setup ## Watch the loop repair a broken service, in under a minute
 
 test: setup ## Run the tests that need neither root nor a network
 	@echo "Running the tests; those marked 'engine' start Java. It takes about five minutes."
-	@$(BIN)/pytest -m "not lab and not peer" $(PYTEST_ARGS)
+	@$(BIN)/pytest $(SIDE_BY_SIDE) -m "not lab and not peer" $(PYTEST_ARGS)
 
 lint: setup ## Check style and rulebooks: ruff, yamllint, ansible-lint, zamu check
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -52,7 +54,7 @@ types: setup ## Check types: mypy, strict
 check-all: lint types test ## Everything that needs no root
 
 peers: setup ## Hear the real programs that send events (root, on Debian; installs them)
-	@$(BIN)/pytest -m peer $(PYTEST_ARGS)
+	@$(BIN)/pytest $(SIDE_BY_SIDE) -m peer $(PYTEST_ARGS)
 
 lab: setup ## Repair real Debian hosts (root, on Debian; installs podman and what else it needs)
 	@sh tests/lab/image.sh
@@ -61,8 +63,8 @@ lab: setup ## Repair real Debian hosts (root, on Debian; installs podman and wha
 molecule-all: setup ## Run every Molecule scenario (root, on Debian)
 	@sh tests/molecule/run.sh
 
-torture: setup ## Kill parts of zamu 100 times under load, intake 50 times under every source; keep the figures (root: mosquitto)
-	@sh tests/lab/packages.sh mosquitto
+torture: setup ## Kill parts of zamu 100 times under load, intake 50 times under every source; keep the figures (root: mosquitto, journald)
+	@sh tests/lab/packages.sh mosquitto systemd
 	@$(BIN)/python bench/torture.py --rounds $(or $(ROUNDS),100) --write
 	@$(BIN)/python bench/source_kills.py --rounds $(or $(ROUNDS),50) --write
 

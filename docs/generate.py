@@ -6,23 +6,22 @@ ends with 1.
 """
 
 import argparse
-import ast
 import json
 import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from zamu import config
+from zamu.engine.check.sources import documented
 from zamu.secrets import Secret
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +30,7 @@ SCHEMAS = ROOT / "event_sources" / "schemas"
 
 #: What each key means; type, default and bounds come from the models.
 MEANINGS = {
-    "rulebooks": "the directory of the rulebooks; all `*.yml` below it are read",
+    "rulebooks": "the directory of the rulebooks; all `*.yml` and `*.yaml` below it are read",
     "event_sources": "the directory of your own source plugins; zamu's own are found without it",
     "event_filters": "likewise for event filters",
     "playbooks": "the directory of your own playbooks, for rules that name one by a plain name",
@@ -201,7 +200,7 @@ def sources() -> str:
     """A row for each event source, with its page."""
     rows = ["| source | what it hears | its options as JSON schema |", "|---|---|---|"]
     for file in source_files():
-        about = yaml.safe_load(constant(file, "DOCUMENTATION"))
+        about = documented(file)["DOCUMENTATION"]
         page, schema = f"../sources/{file.stem}.md", f"../../event_sources/schemas/{file.stem}.json"
         rows.append(f"| [`{file.stem}`]({page}) | {_text(about['short_description'])} | [schema]({schema}) |")
     return "\n".join(rows)
@@ -209,9 +208,15 @@ def sources() -> str:
 
 def schema(file: Path) -> str:
     """The JSON schema of a source's arguments, from the model that checks them."""
-    model = runpy.run_path(str(file))["Arguments"]
-    found = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
+    found = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    found |= plugin(file)["Arguments"].model_json_schema()
     return json.dumps(found | {"title": file.stem}, indent=2) + "\n"
+
+
+@cache
+def plugin(file: Path) -> dict[str, Any]:
+    """What a source's file defines."""
+    return runpy.run_path(str(file))
 
 
 def source_files() -> list[Path]:
@@ -219,26 +224,19 @@ def source_files() -> list[Path]:
     return sorted((ROOT / "event_sources").glob("[a-z]*.py"))
 
 
-def constant(file: Path, name: str) -> str:
-    """A text that a Python file assigns to `name`, without running the file."""
-    for node in ast.parse(file.read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
-            return str(ast.literal_eval(node.value))
-    raise LookupError(f"{file} has no {name}.")
-
-
 def options(file: Path) -> str:
     """What a source's DOCUMENTATION and EXAMPLES say."""
-    about = yaml.safe_load(constant(file, "DOCUMENTATION"))
+    about = documented(file)["DOCUMENTATION"]
     parts = ["## Options", ""]
     if about.get("options"):
         parts += ["| option | type | default | meaning |", "|---|---|---|---|"]
-    for name, option in about.get("options", {}).items():
+    for name in plugin(file)["Arguments"].model_fields:
+        option = about["options"][name]
         default = "required" if option.get("required") else f"`{_show(option.get('default'))}`"
         kind = f"list of {option['elements']}" if option["type"] == "list" else option["type"]
         meaning = " ".join(_text(one) for one in _sentences(option["description"]))
         parts.append(f"| `{name}` | {kind} | {default} | {meaning.replace('|', chr(92) + '|')} |")
-    parts += ["", "```yaml", constant(file, "EXAMPLES").strip(), "```", "", "## In its own words", ""]
+    parts += ["", "```yaml", plugin(file)["EXAMPLES"].strip(), "```", "", "## In its own words", ""]
     parts += [f"- {_text(sentence)}" for sentence in _sentences(about["description"])]
     return "\n".join(parts)
 

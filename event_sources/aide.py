@@ -11,14 +11,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, Field, NonNegativeInt
 
 from zamu.event import Event, derive_uuid, parse_json, printable, timestamp, unreadable
 from zamu.intake.memory import Memory
 from zamu.intake.options import Duration, options, seconds
 from zamu.intake.poll import poll
 from zamu.intake.shelter import limits, sender_hosts
-from zamu.intake.webhook import Listen, Message, Unreadable, serve
+from zamu.intake.together import together
+from zamu.intake.webhook import Listen, Message, Unreadable, as_object, serve, validated
 
 DOCUMENTATION = r"""
 short_description: Receive reports of AIDE's checks
@@ -32,32 +33,9 @@ description:
   - The entries are cut to I(max_entries), the most telling first; how many there are is always told.
   - C(suspicious_baseline) says that the database that AIDE compared with is damaged or empty. It never
     says that nothing happened.
+extends_documentation_fragment: [boma.zamu.listen, boma.zamu.listen.senders]
 options:
-  path:
-    description: The path on which reports are accepted.
-    type: str
-    default: /aide
-  token:
-    description:
-      - The bearer token that the sender has to show, named as C(env:NAME) or C(file:/path); in zamu.yml
-        it may be vaulted.
-      - Without it zamu makes one and keeps it in its state directory; plain ansible-rulebook takes
-        E(ZAMU_TOKEN).
-    type: str
-  senders:
-    description:
-      - Senders with a token of their own, by name. Each may have C(token), as above, and C(hosts), the only
-        inventory hosts of which its messages may speak. With it no other token counts but I(token).
-    type: dict
-    default: {}
-  host:
-    description: Where to listen under plain ansible-rulebook; in zamu the shared server listens.
-    type: str
-    default: 127.0.0.1
-  port:
-    description: Likewise the port.
-    type: int
-    default: 8470
+  path: {default: /aide}
   max_entries:
     description: How many entries of a report an event holds.
     type: int
@@ -242,29 +220,25 @@ class Report(BaseModel):
 async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
     """Serve the webhook, and look at the file, until cancelled."""
     given = options("aide", Arguments, args)
-    bounds = limits()
 
     async def take(message: Message) -> None:
         if len(message.body) > _LARGE:  # so that a long report does not hold up the other senders
-            posted = await asyncio.to_thread(_posted, message, bounds.depth, bounds.values)
-            event = await asyncio.to_thread(_event, given, posted)
+            event = await asyncio.to_thread(_posted, given, message)
         else:
-            event = _event(given, _posted(message, bounds.depth, bounds.values))
+            event = _posted(given, message)
         await queue.put(event)
 
     # Bodies are read in `take`: a report that is broken is an event all the same if its exit code is known.
     readers = dict.fromkeys(("application/json", "text/plain"), lambda body, kind: kind)
-    watching = asyncio.create_task(_watch(queue, given)) if given.file else None
-    try:
-        await serve(given, take, readers=readers)
-    finally:
-        if watching is not None:
-            watching.cancel()
+    others = []
+    if given.file:
+        others.append(_watch(queue, given, Path(given.file)))
+    await together(serve(given, take, readers=readers), *others)
 
 
-async def _watch(queue: asyncio.Queue[Event], given: Arguments) -> None:
+async def _watch(queue: asyncio.Queue[Event], given: Arguments, path: Path) -> None:
     """Take the report in the file whenever there is a new one."""
-    path, memory = Path(given.file or ""), Memory("file")
+    memory = Memory("file")
     taken, before = memory.read(), None
 
     async def look() -> None:
@@ -274,7 +248,7 @@ async def _watch(queue: asyncio.Queue[Event], given: Arguments) -> None:
         # It may still be being written, so it has to be the same twice.
         if about.st_size and now != taken and now == before:
             await queue.put(await asyncio.to_thread(_from_file, given, path, now))
-            await asyncio.to_thread(memory.write, now)
+            await memory.note(now)
             taken = now
         before = now
 
@@ -287,22 +261,23 @@ def _from_file(given: Arguments, path: Path, seen: list[int]) -> Event:
     try:
         if len(body) > _FILE_LIMIT:
             raise Unreadable(f"{path} is larger than {_FILE_LIMIT} bytes.")
-        report = _read(body, body.lstrip()[:1] == b"{", limits().depth, _FILE_VALUES)
+        report = _read(body, body.lstrip()[:1] == b"{", _FILE_VALUES)
         return _event(given, Posted(host=given.file_host, report=report))
     except (Unreadable, ValueError) as error:
         start = body[:1_000].decode(errors="backslashreplace")
         return unreadable({"file": str(path), "start": start}, str(error), f"{path} {seen}")
 
 
-def _posted(message: Message, depth: int, values: int) -> Posted:
-    """What was posted, bare with headers or wrapped. Raises Unreadable."""
+def _posted(given: Arguments, message: Message) -> Event:
+    """The event of what was posted, bare with headers or wrapped. Raises Unreadable."""
     bare: dict[str, Any] = {"host": message.headers.get("X-Aide-Host")}
     if (code := message.headers.get("X-Aide-Exit-Code")) is not None:
         if not re.fullmatch("[0-9]{1,3}", code):
             raise Unreadable(f"X-Aide-Exit-Code: {printable(code, 20)!r} is not an exit code.")
         bare["exit_code"] = int(code)
     try:
-        payload = _read(message.body, message.payload.lower().startswith("application/json"), depth, values)
+        is_json = message.payload.lower().startswith("application/json")
+        payload = _read(message.body, is_json, limits().values)
     except (Unreadable, ValueError) as error:
         if bare.get("exit_code") is None:
             raise Unreadable(f"This is not a report of AIDE: {str(error).removesuffix('.')}.") from None
@@ -313,22 +288,13 @@ def _posted(message: Message, depth: int, values: int) -> Posted:
         )
         payload = None
     if isinstance(payload, dict) and ("report" in payload or "exit_code" in payload):
-        return _validated(Posted, {key: one for key, one in payload.items() if one is not None})
-    if payload is not None and not isinstance(payload, dict):
-        raise Unreadable("The body is not an object.")
-    return _validated(Posted, bare | {"report": payload})
+        bare = {key: one for key, one in payload.items() if one is not None}
+    elif payload is not None:
+        bare["report"] = as_object(payload)
+    return _event(given, validated(Posted, bare))
 
 
-def _validated[Model: BaseModel](model: type[Model], value: Any) -> Model:
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = printable(".".join(map(str, first["loc"])), 80) or "report"
-        raise Unreadable(f"{where}: {first['msg']}.") from None
-
-
-def _read(body: bytes, is_json: bool, depth: int, values: int) -> Any:
+def _read(body: bytes, is_json: bool, values: int) -> Any:
     """A report or a wrapped one. Raises ValueError or Unreadable."""
     if not is_json:
         return _plain(body)
@@ -336,7 +302,7 @@ def _read(body: bytes, is_json: bool, depth: int, values: int) -> Any:
         body.decode()
     except UnicodeDecodeError:  # a file's name may be any bytes, and must not hide the report that it is in
         body = _text(body, "\\\\x").encode()
-    return parse_json(body, depth, values)
+    return parse_json(body, limits().depth, values)
 
 
 def _text(raw: bytes, mark: str = "\\x") -> str:
@@ -351,7 +317,7 @@ def _event(given: Arguments, posted: Posted) -> Event:
     report: Report | None = None
     try:
         raw = _plain(posted.report.encode()) if isinstance(posted.report, str) else posted.report
-        report = _validated(Report, raw) if raw is not None else None
+        report = validated(Report, raw) if raw is not None else None
     except Unreadable as error:
         if posted.exit_code is None:
             raise

@@ -11,11 +11,12 @@ from urllib.parse import urlencode
 import aiohttp
 from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
-from zamu.event import Event, derive_uuid, parse_json, unreadable
-from zamu.intake.options import Duration, options, seconds
+from zamu.event import Event, derive_uuid, unreadable
+from zamu.intake.api import json_of
+from zamu.intake.options import Duration, options, problem, seconds
 from zamu.intake.queue import put_all
 from zamu.intake.shelter import limits
-from zamu.intake.webhook import Listen, Message, Signature, Unavailable, Unreadable, serve
+from zamu.intake.webhook import Listen, Message, Signature, Unavailable, Unreadable, as_object, serve
 from zamu.web import Refusal
 
 DOCUMENTATION = r"""
@@ -33,32 +34,9 @@ description:
     I(api_url); the payload's own address is never asked. Missing alerts that are resolved cannot be
     asked for, so leave C(max_alerts) at 0 where you can. What Grafana cuts off is not heard.
   - The labels named in I(host_labels) say which inventory host is meant.
+extends_documentation_fragment: [boma.zamu.listen, boma.zamu.listen.senders]
 options:
-  path:
-    description: The path on which alerts are accepted.
-    type: str
-    default: /alertmanager
-  token:
-    description:
-      - The bearer token that the sender has to show, named as C(env:NAME) or C(file:/path); in zamu.yml
-        it may be vaulted.
-      - Without it zamu makes one and keeps it in its state directory; plain ansible-rulebook takes
-        E(ZAMU_TOKEN).
-    type: str
-  senders:
-    description:
-      - Senders with a token of their own, by name. Each may have C(token), as above, and C(hosts), the only
-        inventory hosts of which its messages may speak. With it no other token counts but I(token).
-    type: dict
-    default: {}
-  host:
-    description: Where to listen under plain ansible-rulebook; in zamu the shared server listens.
-    type: str
-    default: 127.0.0.1
-  port:
-    description: Likewise the port.
-    type: int
-    default: 8470
+  path: {default: /alertmanager}
   host_labels:
     description:
       - Labels that may name the host, in the order in which they are tried; the first that an alert has
@@ -201,10 +179,9 @@ async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
     """Serve the webhook until cancelled."""
     given = options("alertmanager", Arguments, args)
     repeat = seconds(given.repeat_every) if given.repeat_every else None
-    most = limits().events
 
     async def take(message: Message) -> None:
-        group = _group(message)
+        group, most = _group(message), limits().events
         if len(group.alerts) > most:
             raise Refusal(
                 413, f"More than {most} alerts; group them by more labels, or set max_alerts and api_url."
@@ -224,9 +201,7 @@ async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
 
 def _group(message: Message) -> _Group:
     """Read the body as far as it must be right for anything to be read. Raises Unreadable."""
-    payload = message.payload
-    if not isinstance(payload, dict):
-        raise Unreadable("The body is not an object.")
+    payload = as_object(message.payload)
     version = payload.get("version")
     if version not in (_ALERTMANAGER, _GRAFANA):
         got = json.dumps(version)[:40]
@@ -246,8 +221,7 @@ def _event(options: Arguments, repeat: float | None, group: _Group, data: Any) -
     try:
         alert = _alert.validate_python(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        reason = f"alert: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        reason = f"alert: {problem(error, 'the whole')}"
         return unreadable(data, reason, derive_uuid("alertmanager", json.dumps(data, sort_keys=True)))
     spoken = next((alert["labels"][one] for one in options.host_labels if alert["labels"].get(one)), None)
     # An alert that timed out and returned fires again with the same startsAt, so that the status has
@@ -294,23 +268,15 @@ async def _missing(options: Arguments, group: _Group) -> list[dict[str, Any]]:
         timeout = aiohttp.ClientTimeout(total=_API_TIMEOUT)
         async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as answer:
             answer.raise_for_status()
-            listed = _alerts(parse_json(await _whole(answer)))
+            listed = _alerts(await json_of(answer, _API_LIMIT))
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         # Alertmanager tries again after a 5xx; what was in the message is stored and stays one event.
+        reason = str(error) or type(error).__name__
         raise Unavailable(
-            f"The group was cut, and Alertmanager's API did not give the rest: {error}."
+            f"The group was cut, and Alertmanager's API did not give the rest: {reason}."
         ) from error
     present = {alert.get("fingerprint") for alert in group.alerts if isinstance(alert, dict)}
     return [_as_webhook(alert) for alert in listed if alert.get("fingerprint") not in present]
-
-
-async def _whole(answer: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for chunk in answer.content.iter_any():
-        body += chunk
-        if len(body) > _API_LIMIT:
-            raise ValueError(f"its answer is longer than {_API_LIMIT} bytes")
-    return bytes(body)
 
 
 def _alerts(listed: Any) -> list[dict[str, Any]]:

@@ -5,23 +5,26 @@ import asyncio
 import json
 import re
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import Iterable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from functools import partial
+from itertools import batched, islice, starmap
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from zamu.event import Event, derive_uuid, parse_json, timestamp, unreadable
 from zamu.intake.options import options
 from zamu.intake.poll import poll
 from zamu.intake.queue import put_all
 from zamu.intake.shelter import limits, sender_hosts
-from zamu.intake.tail import Chunk, follow
-from zamu.intake.webhook import Listen, Message, Unreadable, serve
+from zamu.intake.tail import Place, follow
+from zamu.intake.together import together
+from zamu.intake.webhook import Listen, Message, serve, validated
 from zamu.web import Refusal
 
 DOCUMENTATION = r"""
@@ -36,32 +39,9 @@ description:
   - An audit event counts when one of its records is of a type in I(types), or when a rule with a key in
     I(keys) made it. With both of them empty each one counts.
   - A watched account's C(root) is not proof of who it was; C(auid) says who had logged in.
+extends_documentation_fragment: [boma.zamu.listen, boma.zamu.listen.senders]
 options:
-  path:
-    description: The path on which posts are accepted.
-    type: str
-    default: /auditd
-  token:
-    description:
-      - The bearer token that the sender has to show, named as C(env:NAME) or C(file:/path); in zamu.yml
-        it may be vaulted.
-      - Without it zamu makes one and keeps it in its state directory; plain ansible-rulebook takes
-        E(ZAMU_TOKEN).
-    type: str
-  senders:
-    description:
-      - Senders with a token of their own, by name. Each may have C(token), as above, and C(hosts), the only
-        inventory hosts of which its messages may speak. With it no other token counts but I(token).
-    type: dict
-    default: {}
-  host:
-    description: Where to listen under plain ansible-rulebook; in zamu the shared server listens.
-    type: str
-    default: 127.0.0.1
-  port:
-    description: Likewise the port.
-    type: int
-    default: 8470
+  path: {default: /auditd}
   file:
     description:
       - The audit log that is read; zamu has to be allowed to (C(log_group) in auditd.conf). Empty means that
@@ -79,29 +59,10 @@ options:
     type: list
     elements: str
     default:
-      - ADD_USER
-      - DEL_USER
-      - ADD_GROUP
-      - DEL_GROUP
-      - USER_MGMT
-      - GRP_MGMT
-      - USER_CHAUTHTOK
-      - GRP_CHAUTHTOK
-      - CHUSER_ID
-      - CHGRP_ID
-      - ACCT_LOCK
-      - ACCT_UNLOCK
-      - ROLE_ASSIGN
-      - ROLE_REMOVE
-      - ROLE_MODIFY
-      - CONFIG_CHANGE
-      - FEATURE_CHANGE
-      - DAEMON_CONFIG
-      - DAEMON_ABORT
-      - DAEMON_END
-      - MAC_CONFIG_CHANGE
-      - MAC_STATUS
-      - MAC_POLICY_LOAD
+      [ADD_USER, DEL_USER, ADD_GROUP, DEL_GROUP, USER_MGMT, GRP_MGMT, USER_CHAUTHTOK, GRP_CHAUTHTOK,
+       CHUSER_ID, CHGRP_ID, ACCT_LOCK, ACCT_UNLOCK, ROLE_ASSIGN, ROLE_REMOVE, ROLE_MODIFY, CONFIG_CHANGE,
+       FEATURE_CHANGE, DAEMON_CONFIG, DAEMON_ABORT, DAEMON_END, MAC_CONFIG_CHANGE, MAC_STATUS,
+       MAC_POLICY_LOAD]
   keys:
     description: Keys of audit rules (C(auditctl -k)) that make an audit event count.
     type: list
@@ -217,21 +178,18 @@ class Post(BaseModel):
     lines: list[str]
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line of a log: what it is known by, and for a file where it begins."""
+class Line(NamedTuple):
+    """A line of a log, and where it begins in a file."""
 
-    identity: str
+    place: Place | None
     data: bytes
-    chunk: Chunk | None = None
-    position: int = 0
 
 
 @dataclass
 class Open:
     """An audit event of which more records may come."""
 
-    first: Line
+    first: Place | None
     node: str
     id: str
     moment: float
@@ -251,97 +209,37 @@ class Open:
 async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
     """Follow the log and serve the webhook until cancelled."""
     given = options("auditd", Arguments, args)
-    most = limits().events
-    log_reader = _Log(queue, given)
 
     async def take(message: Message) -> None:
-        events = await asyncio.to_thread(_posted, given, message.payload)
+        events, most = await asyncio.to_thread(_posted, given, message.payload), limits().events
         if len(events) > most:
             raise Refusal(413, f"More than {most} audit events; post fewer lines at once.")
         await put_all(queue, events)
 
-    tasks = [asyncio.ensure_future(serve(given, take))]
+    others = []
     if given.file:
-        tasks.append(asyncio.ensure_future(poll(given.file, 0, log_reader.advance)))
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            if task.done():
-                task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await log_reader.close()
+        others.append(poll(given.file, 0, partial(_follow, queue, given)))
+    await together(serve(given, take), *others)
 
 
-class _Log:
-    """The followed file. What an open event began with is read again after a kill."""
-
-    def __init__(self, queue: asyncio.Queue[Event], given: Arguments) -> None:
-        self._queue = queue
-        self._given = given
-        self._host = given.inventory_host or socket.gethostname()
-        self._joiner = Joiner()
-        self._chunks: AsyncIterator[Chunk] | None = None
-        self._next: asyncio.Future[Chunk] | None = None
-        self._last: Chunk | None = None
-        self._done: tuple[Chunk, int] | None = None
-
-    async def advance(self) -> None:
-        """Put what is whole, after the next lines or a while without any. Raises what `follow` does."""
-        if self._chunks is None:
-            self._chunks = follow(Path(self._given.file))
-        if self._next is None:
-            self._next = asyncio.ensure_future(anext(self._chunks))
-        try:
-            ready, _ = await asyncio.wait({self._next}, timeout=_PATIENCE / 4)
-            loop = asyncio.get_running_loop()
-            whole: list[Open | Line] = []
-            if ready:
-                chunk, self._next = self._next.result(), None
-                self._last = chunk
-                whole += await asyncio.to_thread(self._joiner.join, _lines(chunk), loop.time())
-            whole += self._joiner.late(loop.time())
-            for begin in range(0, len(whole), _BATCH):
-                part = whole[begin : begin + _BATCH]
-                events = await asyncio.to_thread(_events, self._given, self._host, part, "")
-                if events:
-                    await put_all(self._queue, events)
-            await self._remember()
-        except Exception:
-            await self.close()
-            raise
-
-    async def _remember(self) -> None:
-        """Nothing before the oldest open event needs to be read again."""
-        first = self._joiner.oldest()
-        if first is not None and first.chunk is not None:
-            place = (first.chunk, first.position)
-        elif self._last is not None:
-            place = (self._last, len(self._last.data))
-        else:
-            return
-        if place != self._done:
-            await place[0].done(place[1])
-            self._done = place
-
-    async def close(self) -> None:
-        """Forget what was not put: the file is read again from the remembered place."""
-        if self._next is not None:
-            self._next.cancel()
-            await asyncio.gather(self._next, return_exceptions=True)
-        if isinstance(self._chunks, AsyncGenerator):
-            await self._chunks.aclose()
-        self._joiner = Joiner()
-        self._chunks = self._next = self._last = self._done = None
-
-
-def _lines(chunk: Chunk) -> Iterable[Line]:
-    position = 0
-    for identity, data in chunk.lines():
-        yield Line(identity, data, chunk, position)
-        position += len(data) + 1
+async def _follow(queue: asyncio.Queue[Event], given: Arguments) -> None:
+    """Put what the log says. What an open event began with is read again after a kill."""
+    host = given.inventory_host or socket.gethostname()
+    joiner, now = Joiner(), asyncio.get_running_loop().time
+    end = noted = None
+    async with aclosing(follow(Path(given.file), ticks=True)) as chunks:
+        async for chunk in chunks:
+            lines = starmap(Line, chunk.lines())
+            whole = await asyncio.to_thread(joiner.join, lines, now())
+            for part in batched([*whole, *joiner.late(now())], _BATCH):
+                if events := await asyncio.to_thread(_events, given, host, part, ""):
+                    await put_all(queue, events)
+            # Nothing before the oldest open event needs to be read again.
+            end = chunk.at(len(chunk.data)) if chunk.data else end
+            place = joiner.oldest() or end
+            if place is not None and place != noted:
+                await chunk.done(place)
+                noted = place
 
 
 class Joiner:
@@ -369,16 +267,13 @@ class Joiner:
             )
             moment = int(found["time"]) + int(found["ms"]) / 1_000
             event = self._open.get((node, number))
-            if kind == "EOE":
-                if event is not None:
-                    whole.append(self._open.pop((node, number)))
-                continue
-            if event is None:
-                whole += self._over(node, moment)
-                event = self._open[node, number] = Open(line, node, number, moment, now)
-            event.heard = now
-            event.add(kind, found["rest"])
-            if kind == "PROCTITLE":
+            if kind != "EOE":
+                if event is None:
+                    whole += self._over(node, moment)
+                    event = self._open[node, number] = Open(line.place, node, number, moment, now)
+                event.heard = now
+                event.add(kind, found["rest"])
+            if event is not None and kind in ("EOE", "PROCTITLE"):
                 whole.append(self._open.pop((node, number)))
         return whole
 
@@ -397,20 +292,16 @@ class Joiner:
         over = [key for key, one in self._open.items() if one.heard + _PATIENCE <= now]
         return [self._open.pop(key) for key in over]
 
-    def oldest(self) -> Line | None:
-        """The first line of the open event that began first."""
+    def oldest(self) -> Place | None:
+        """Where the open event began that began first."""
         return next((one.first for one in self._open.values()), None)
 
 
 def _posted(given: Arguments, payload: Any) -> list[Event]:
     """The events of a post. Raises Unreadable."""
-    try:
-        post = Post.model_validate(payload)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise Unreadable(f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+    post = validated(Post, payload)
     joiner = Joiner()
-    lines = [Line(one, one.encode("utf-8", "replace")) for one in post.lines]
+    lines = [Line(None, one.encode("utf-8", "replace")) for one in post.lines]
     # A sender that is bound to its hosts cannot take another sender's identities.
     scope = ",".join(sorted(sender_hosts.get()))
     return _events(given, post.host, [*joiner.join(lines), *joiner.late()], scope)
@@ -432,8 +323,8 @@ def _event(given: Arguments, host: str, one: Open | Line, scope: str) -> Event |
         try:
             node, number, records = _laurel(one.data)
         except ValueError as error:
-            text = one.data.decode("utf-8", "backslashreplace")[: _VALUE * 4]
-            return unreadable(text, str(error), f"auditd {scope} {host} {one.identity}")
+            text = one.data.decode("utf-8", "backslashreplace")
+            return unreadable(text[: _VALUE * 4], str(error), f"auditd {scope} {host} {one.place or text}")
         total = len(records)
     keys = _keys(records)
     types = {kind for kind, _ in records}

@@ -181,7 +181,7 @@ async def _tell(
 
 
 async def _note(memory: Memory, jobs: list[_Job]) -> None:
-    await asyncio.to_thread(memory.write, {job.name: job.note() for job in jobs})
+    await memory.note({job.name: job.note() for job in jobs})
 
 
 def _is_late(tick: Tick) -> bool:

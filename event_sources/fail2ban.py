@@ -6,7 +6,7 @@ import ipaddress
 import json
 import re
 import socket
-from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from datetime import UTC, datetime
 from itertools import batched
 from pathlib import Path
@@ -18,11 +18,12 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from zamu.errors import ConfigError
 from zamu.event import Event, derive_uuid, printable, timestamp, unreadable
 from zamu.intake.memory import Memory
-from zamu.intake.options import options
+from zamu.intake.options import options, problem
 from zamu.intake.poll import poll
 from zamu.intake.queue import put_all
 from zamu.intake.shelter import limits, sender_hosts
-from zamu.intake.tail import Chunk, follow
+from zamu.intake.tail import Chunk, Place, follow
+from zamu.intake.together import together
 from zamu.intake.webhook import Listen, Message, Unreadable, serve
 from zamu.web import Refusal
 
@@ -37,32 +38,9 @@ description:
     apart by C(event.fail2ban.origin). Hear each fail2ban in one of the two ways.
   - An address that is none, such as the identifier of a jail that bans something else, becomes a dead
     letter; leave such a jail out of I(jails).
+extends_documentation_fragment: [boma.zamu.listen, boma.zamu.listen.senders]
 options:
-  path:
-    description: The path on which bans are accepted.
-    type: str
-    default: /fail2ban
-  token:
-    description:
-      - The bearer token that the sender has to show, named as C(env:NAME) or C(file:/path); in zamu.yml
-        it may be vaulted.
-      - Without it zamu makes one and keeps it in its state directory; plain ansible-rulebook takes
-        E(ZAMU_TOKEN).
-    type: str
-  senders:
-    description:
-      - Senders with a token of their own, by name. Each may have C(token), as above, and C(hosts), the only
-        inventory hosts of which its messages may speak. With it no other token counts but I(token).
-    type: dict
-    default: {}
-  host:
-    description: Where to listen under plain ansible-rulebook; in zamu the shared server listens.
-    type: str
-    default: 127.0.0.1
-  port:
-    description: Likewise the port.
-    type: int
-    default: 8470
+  path: {default: /fail2ban}
   http:
     description: Whether bans are accepted on I(path). By default they are when no I(file) is named.
     type: bool
@@ -190,32 +168,20 @@ async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
     if given.file is None and not listens:
         raise ConfigError("fail2ban: http: it is false and no file is named, so nothing could be heard.")
     if not listens:
-        log = _Log(given, queue)
-        while True:
-            await log.read()
-    following = None
-    if given.file is not None:
-        following = asyncio.create_task(poll(given.file, 0, _Log(given, queue).read))
-    try:
-        await serve(given, _taker(given, queue))
-    finally:
-        if following is not None:
-            following.cancel()
-
-
-def _taker(given: Arguments, queue: Any) -> Any:
-    """What takes a posted message."""
-    most = limits().events
+        await _Log(given, queue).follow()
 
     async def take(message: Message) -> None:
         reports = message.payload if isinstance(message.payload, list) else [message.payload]
         if not all(isinstance(one, dict) for one in reports):
             raise Unreadable("The body is neither an object nor a list of objects.")
-        if len(reports) > most:
-            raise Refusal(413, f"More than {most} bans in one message.")
+        if len(reports) > limits().events:
+            raise Refusal(413, f"More than {limits().events} bans in one message.")
         await put_all(queue, [event for one in reports if (event := _reported(given, one)) is not None])
 
-    return take
+    others = []
+    if given.file is not None:
+        others.append(poll(given.file, 0, _Log(given, queue).follow))
+    await together(serve(given, take), *others)
 
 
 def _wanted(given: Arguments, jail: object) -> bool:
@@ -229,8 +195,7 @@ def _reported(given: Arguments, data: dict[str, Any]) -> Event | None:
     try:
         report = Report.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"
+        reason = problem(error, "the report")
         return unreadable(data, reason, derive_uuid("fail2ban", json.dumps(data, sort_keys=True)))
     # An unban is one, though its ban may have been restored at some time.
     restored = report.restored and report.action == "ban"
@@ -259,20 +224,13 @@ class _Log:
         self._timezone = ZoneInfo(given.timezone) if given.timezone else None
         self._memory = Memory("stopping")
         self._stopping = False
-        self._chunks: AsyncGenerator[Chunk] | None = None
 
-    async def read(self) -> None:
-        """Take what was written next; after an error, from where that began."""
-        if self._chunks is None:
-            self._chunks = follow(self._path)
-            self._stopping = await asyncio.to_thread(self._memory.read) is True
-        chunks = self._chunks
-        try:
-            await self._take(await anext(chunks))
-        except BaseException:
-            self._chunks = None
-            await chunks.aclose()
-            raise
+    async def follow(self) -> None:
+        """Take what is written, for ever; after an error, from where that began."""
+        self._stopping = await asyncio.to_thread(self._memory.read) is True
+        async with aclosing(follow(self._path)) as chunks:
+            async for chunk in chunks:
+                await self._take(chunk)
 
     async def _take(self, chunk: Chunk) -> None:
         before = self._stopping
@@ -281,10 +239,10 @@ class _Log:
             if events:
                 await put_all(self._queue, events)
         if self._stopping != before:
-            await asyncio.to_thread(self._memory.write, self._stopping)
+            await self._memory.note(self._stopping)
         await chunk.done()
 
-    def _written(self, identity: str, raw: bytes) -> Event | None:
+    def _written(self, place: Place, raw: bytes) -> Event | None:
         """The event of a line; None for one that tells of no ban, or is not wanted."""
         line = _LINE.fullmatch(raw.decode(errors="replace").rstrip("\r")) if b"fail2ban." in raw else None
         if line is None:
@@ -303,7 +261,7 @@ class _Log:
             ip, when = _address(done["ip"]), self._utc(line["time"])
         except (ValueError, OverflowError) as error:
             reason = f"{self._path.name}: {printable(error)}"
-            return unreadable(line[0], reason, derive_uuid("fail2ban", self._host, identity))
+            return unreadable(line[0], reason, derive_uuid("fail2ban", self._host, str(place)))
         # Its own words name it, not its place: a copy of the log is no other ban.
         uuid = derive_uuid("fail2ban", "log", self._host, done["jail"], ip, action, line["time"])
         event = _event(action, done["jail"], ip, when, restored, "log")

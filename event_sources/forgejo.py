@@ -5,20 +5,24 @@ import asyncio
 import hashlib
 import json
 import logging
+from collections.abc import Awaitable, Callable
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import aiohttp
 from pydantic import AfterValidator, Field, model_validator
 
 from zamu.event import Event, derive_uuid, parse_json, printable, unreadable
+from zamu.intake.api import json_of
 from zamu.intake.heads import Known, Move, head
 from zamu.intake.memory import Memory
-from zamu.intake.options import Duration, Options, options, seconds
+from zamu.intake.options import Interval, Options, options, seconds
 from zamu.intake.poll import poll
 from zamu.intake.queue import put_all
 from zamu.intake.shelter import reveal, source_name
-from zamu.intake.webhook import Listen, Message, Signature, Unreadable, serve
+from zamu.intake.together import together
+from zamu.intake.webhook import Listen, Message, Signature, Unreadable, as_object, serve
 
 DOCUMENTATION = r"""
 short_description: Receive pushes, releases, pull requests, runs and packages from Forgejo and Gitea
@@ -32,23 +36,13 @@ description:
   - Forgejo and Gitea never send a message again. With I(api_url) the branches and releases of
     I(repositories) are asked for at the start and every I(catch_up), and what was missed becomes an event
     with C(caught_up). The first answer is only remembered.
+extends_documentation_fragment: boma.zamu.listen
 options:
-  path:
-    description: The path on which messages are accepted.
-    type: str
-    default: /forgejo
+  path: {default: /forgejo}
   secret:
     description: The hook's secret, named as C(env:NAME) or C(file:/path); in zamu.yml it may be vaulted.
     type: str
     required: true
-  host:
-    description: Where to listen under plain ansible-rulebook; in zamu the shared server listens.
-    type: str
-    default: 127.0.0.1
-  port:
-    description: Likewise the port.
-    type: int
-    default: 8470
   events:
     description:
       - The events that are wanted, by their exact type, for example C(push) or C(action_run_failure). The
@@ -139,12 +133,6 @@ def _known(event: str) -> str:
     return event
 
 
-def _not_too_often(duration: str) -> str:
-    if seconds(duration) < 1:
-        raise ValueError("it is at least 1s")
-    return duration
-
-
 class Arguments(Options):
     """The source's arguments; see DOCUMENTATION."""
 
@@ -157,7 +145,7 @@ class Arguments(Options):
     api_url: str | None = Field(None, pattern=r"^https?://[^\s]+$")
     api_token: str | None = None
     repositories: list[Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]] = Field([], max_length=100)
-    catch_up: Annotated[Duration, AfterValidator(_not_too_often)] = "1h"
+    catch_up: Interval = "1h"
 
     @model_validator(mode="after")
     def _consistent(self) -> "Arguments":
@@ -180,40 +168,33 @@ class Arguments(Options):
 async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
     """Serve the webhook, and ask for what was missed, until cancelled."""
     given = options("forgejo", Arguments, args)
-    source = source_name.get()
-    followed = {name.lower(): _Followed(name) for name in given.repositories}
+    followed = {name.lower(): _Followed(name, queue, given) for name in given.repositories}
 
     async def take(message: Message) -> None:
         body = hashlib.sha256(message.body).hexdigest()
-        event = _event(message, derive_uuid("forgejo", source, body))
+        event = _event(message, derive_uuid("forgejo", source_name.get(), body))
         found = event.get("forgejo")
         if found is None:
             await queue.put(event)
         elif given.wants(found):
             one = followed.get(found["repository"].lower())
-            if one is None or not await one.take(queue, event, message.payload, body):
+            if one is None or not await one.take(event, message.payload, body):
                 await queue.put(event)
 
     listen = Listen(path=given.path, host=given.host, port=given.port)
     signature = Signature("X-Forgejo-Signature", given.secret, also=("X-Gitea-Signature", "X-Gogs-Signature"))
-    serving = asyncio.ensure_future(serve(listen, take, signature=signature))
-    asking = asyncio.ensure_future(_catch_up(queue, given, followed, source))
-    try:
-        await asyncio.gather(serving, asking)
-    finally:
-        serving.cancel()
-        asking.cancel()
-        await asyncio.gather(serving, asking, return_exceptions=True)
+    others = []
+    if given.api_url is not None:
+        api = f"{given.api_url.rstrip('/')}/api/v1/repos"
+        others.append(_catch_up(given, api, list(followed.values())))
+    await together(serve(listen, take, signature=signature), *others)
 
 
 def _event(message: Message, uuid: str) -> Event:
     """The event that a message becomes. Raises Unreadable for what could never be read."""
-    payload = message.payload
-    if not isinstance(payload, dict):
-        raise Unreadable("The body is not an object.")
     kind = _kind(message)
     # Older versions repeat the hook's secret in the body.
-    payload = {key: value for key, value in payload.items() if key != "secret"}
+    payload = {key: value for key, value in as_object(message.payload).items() if key != "secret"}
     try:
         found = _read(kind, payload)
     except ValueError as error:
@@ -419,14 +400,16 @@ class _Answer(NamedTuple):
 class _Followed:
     """A repository whose branches and releases are followed, by messages and by asking."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, queue: Any, given: Arguments) -> None:
         self.name = name
-        self._memory = Memory(hashlib.sha256(name.lower().encode()).hexdigest()[:16])
+        self._queue = queue
+        self._given = given
+        self._memory = Memory(name.lower())
         self._known = Known(self._memory.read())
         self._lock = asyncio.Lock()
         self._heard = 0
 
-    async def take(self, queue: Any, event: Event, payload: dict[str, Any], body: str) -> bool:
+    async def take(self, event: Event, payload: dict[str, Any], body: str) -> bool:
         """Store a message's event unless it was caught up before; False where it does not concern us."""
         found, known = event["forgejo"], self._known
         move, release = _move(found, payload), _released(found, payload)
@@ -438,7 +421,7 @@ class _Followed:
             if told:
                 log.info("%s: what came now was caught up before.", printable(self.name))
             else:
-                await queue.put(event)
+                await self._queue.put(event)
                 if move:
                     known.heard(move, body)
                 else:
@@ -446,17 +429,17 @@ class _Followed:
             await self._note()
         return True
 
-    async def catch_up(self, queue: Any, ask: Any, given: Arguments, source: str) -> None:
+    async def catch_up(self, ask: Callable[[], Awaitable[_Answer]]) -> None:
         """Ask, and store what was missed. What is heard meanwhile is newer than the answer."""
         for _ in range(_TRIES):
             heard = self._heard
-            answer = await ask(self.name)
+            answer = await ask()
             async with self._lock:
                 if heard == self._heard:
-                    await self._compare(queue, answer, given, source)
+                    await self._compare(answer)
                     return
 
-    async def _compare(self, queue: Any, answer: _Answer, given: Arguments, source: str) -> None:
+    async def _compare(self, answer: _Answer) -> None:
         heads, known = answer.heads, self._known
         if known.noted is None:
             known.begin(heads, list(answer.releases))
@@ -466,12 +449,12 @@ class _Followed:
         if moves and not heads:
             raise ValueError("it has no branch any more, which is not believed")
         releases = known.new_releases(list(answer.releases))
-        events = [self._missed_move(move, answer, source) for move in moves]
-        events += [self._missed_release(answer.releases[one], source) for one in releases]
-        wanted = [event for event in events if given.wants(event["forgejo"])]
+        events = [self._missed_move(move, answer) for move in moves]
+        events += [self._missed_release(answer.releases[one]) for one in releases]
+        wanted = [event for event in events if self._given.wants(event["forgejo"])]
         if wanted:
             log.warning("%s: %d events were missed, and are caught up.", printable(self.name), len(wanted))
-            await put_all(queue, wanted)
+            await put_all(self._queue, wanted)
         news = known.answered(moves, heads)
         for release in releases:
             known.release_heard(release, caught=True)
@@ -480,35 +463,30 @@ class _Followed:
 
     async def _note(self) -> None:
         if self._known.noted is not None:
-            await asyncio.to_thread(self._memory.write, self._known.noted)
+            await self._memory.note(self._known.noted)
 
-    @property
-    def _repository(self) -> dict[str, Any]:
-        owner, _, name = self.name.partition("/")
-        return {"name": name, "full_name": self.name, "owner": {"login": owner}}
-
-    def _missed_move(self, move: Move, answer: _Answer, source: str) -> Event:
+    def _missed_move(self, move: Move, answer: _Answer) -> Event:
         ref = f"refs/heads/{move.branch}"
-        said: dict[str, Any]
         before, after = move.before or "", move.after
+        said: dict[str, Any]
+        kind, said = "delete", {"ref": ref, "ref_type": "branch"}
         if after:
-            zeros = "0" * len(after)
             commit = answer.branches[move.branch]["commit"]
-            kind = "push"
-            said = {"ref": ref, "before": before or zeros, "after": after}
+            kind, said = "push", {"ref": ref, "before": before or "0" * len(after), "after": after}
             said |= {"commits": [commit], "head_commit": commit}
-        else:
-            kind, said = "delete", {"ref": ref, "ref_type": "branch"}
-        parts = (kind, move.branch, before, after, str(self._known.moves(move.branch)))
-        return self._missed(kind, said, source, parts)
+        moves = str(self._known.moves(move.branch))
+        return self._missed(kind, said, move.branch, before, after, moves)
 
-    def _missed_release(self, release: dict[str, Any], source: str) -> Event:
+    def _missed_release(self, release: dict[str, Any]) -> Event:
         said = {"action": "published", "release": release}
-        return self._missed("release", said, source, ("release", str(release["id"])))
+        return self._missed("release", said, str(release["id"]))
 
-    def _missed(self, kind: str, said: dict[str, Any], source: str, parts: tuple[str, ...]) -> Event:
-        uuid = derive_uuid("forgejo", source, "caught up", self.name.lower(), *parts)
-        found = _read(kind, {**said, "repository": self._repository}, caught_up=True)
+    def _missed(self, kind: str, said: dict[str, Any], *parts: str) -> Event:
+        """The event of something that `parts` tell from all else of this repository."""
+        owner, _, name = self.name.partition("/")
+        repository = {"name": name, "full_name": self.name, "owner": {"login": owner}}
+        found = _read(kind, {**said, "repository": repository}, caught_up=True)
+        uuid = derive_uuid("forgejo", source_name.get(), "caught up", self.name.lower(), kind, *parts)
         return {"forgejo": found, "meta": {"uuid": uuid}}
 
 
@@ -527,11 +505,8 @@ def _released(found: dict[str, Any], payload: dict[str, Any]) -> int | None:
     return int(payload["release"]["id"])
 
 
-async def _catch_up(queue: Any, given: Arguments, followed: dict[str, _Followed], source: str) -> None:
+async def _catch_up(given: Arguments, api: str, followed: list[_Followed]) -> None:
     """Ask for what was missed, now and then every `catch_up`."""
-    if given.api_url is None:
-        return
-    base = f"{given.api_url.rstrip('/')}/api/v1/repos"
     token = reveal("api_token", given.api_token) if given.api_token else None
     headers = {"Authorization": f"token {token}"} if token else {}
 
@@ -539,23 +514,22 @@ async def _catch_up(queue: Any, given: Arguments, followed: dict[str, _Followed]
         timeout = aiohttp.ClientTimeout(total=_API_TIMEOUT)
         problems = []
         async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
-
-            async def ask(name: str) -> _Answer:
-                branches = await _listed(session, f"{base}/{name}/branches", "name")
-                # A repository may have its releases switched off.
-                releases = await _listed(session, f"{base}/{name}/releases", "id", optional=True)
-                published = {key: one for key, one in releases.items() if one.get("draft") is not True}
-                return _Answer(branches, published)
-
-            for one in followed.values():
+            for one in followed:
                 try:
-                    await one.catch_up(queue, ask, given, source)
+                    await one.catch_up(partial(_ask, session, f"{api}/{one.name}"))
                 except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-                    problems.append(f"{one.name}: {error or type(error).__name__}")
+                    problems.append(f"{one.name}: {str(error) or type(error).__name__}")
         if problems:  # after the others were asked
             raise OSError(problems[0])
 
     await poll(f"Forgejo at {given.api_url}", seconds(given.catch_up), ask_all)
+
+
+async def _ask(session: aiohttp.ClientSession, url: str) -> _Answer:
+    branches = await _listed(session, f"{url}/branches", "name")
+    # A repository may have its releases switched off.
+    releases = await _listed(session, f"{url}/releases", "id", optional=True)
+    return _Answer(branches, {key: one for key, one in releases.items() if one.get("draft") is not True})
 
 
 async def _listed(
@@ -571,7 +545,7 @@ async def _listed(
                 return {}
             if answer.status != _OK:
                 raise ValueError(f"{url} answers {answer.status}")
-            listed = parse_json(await _whole(answer))
+            listed = await json_of(answer, _API_LIMIT)
             total = answer.headers.get("X-Total-Count", "")[:9]
         new = _by_key(listed, key)
         # Versions without pages answer all of it each time.
@@ -594,12 +568,3 @@ def _by_key(listed: Any, key: str) -> dict[Any, dict[str, Any]]:
     if not all(isinstance(one, dict) and isinstance(one.get(key), kind) for one in listed):
         raise ValueError(f"an entry of the answer has no {key}")
     return {one[key]: one for one in listed}
-
-
-async def _whole(answer: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for chunk in answer.content.iter_any():
-        body += chunk
-        if len(body) > _API_LIMIT:
-            raise ValueError(f"its answer is longer than {_API_LIMIT} bytes")
-    return bytes(body)

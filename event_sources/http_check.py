@@ -2,7 +2,6 @@
 """Event source: URLs and TCP ports that turn bad or good."""
 
 import asyncio
-import ipaddress
 import re
 import ssl
 import time
@@ -12,13 +11,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from zamu.errors import ConfigError
 from zamu.event import Event, now
 from zamu.intake.memory import Memory
-from zamu.intake.options import Duration, Options, options, seconds
-from zamu.intake.probe import Answer, Question, asker
+from zamu.intake.options import Interval, Options, options, seconds
+from zamu.intake.probe import Answer, Question, asker, is_address
 from zamu.intake.queue import put_all
-from zamu.intake.shelter import reveal
+from zamu.intake.shelter import reveal, trust
+from zamu.intake.together import together
 from zamu.secrets import VAULT_HEADER
 
 DOCUMENTATION = r"""
@@ -104,27 +103,13 @@ def _named(name: str) -> str:
 
 
 def _from(text: str) -> str:
-    if _address(text) is None and not _INTERFACE.fullmatch(text):
+    if not is_address(text) and not _INTERFACE.fullmatch(text):
         raise ValueError(f"{text!r} is neither an address nor a network interface")
-    return text
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError:
-        return None
-
-
-def _duration(text: str) -> str:
-    if seconds(text) < 1:
-        raise ValueError("at least 1s")
     return text
 
 
 type Name = Annotated[str, AfterValidator(_named)]
 type From = Annotated[str, AfterValidator(_from)]
-type Span = Annotated[Duration, AfterValidator(_duration)]
 
 
 class Expect(Options):
@@ -141,8 +126,8 @@ class Check(Options):
     url: str | None = Field(None, pattern=r"^https?://[^\s/@]+(/\S*)?$", max_length=2_000)
     tcp: str | None = Field(None, pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s/]+):\d{1,5}$", max_length=300)
     host: str | None = None
-    interval: Span = "60s"
-    timeout: Span = "10s"
+    interval: Interval = "60s"
+    timeout: Interval = "10s"
     expect: Expect = Expect()
     method: Literal["GET", "HEAD", "POST"] = "GET"
     headers: dict[str, str] = {}
@@ -239,12 +224,13 @@ class _Heard:
         self._keys |= {key for one in targets for key in (one.together.key, one.certificate.key)}
         self._memory = Memory()
         self._known: set[str] = set()
+        self._noted: set[str] = set()
         self._one_writes = asyncio.Lock()
 
     async def read(self) -> None:
         """Remember."""
-        noted = await asyncio.to_thread(self._memory.read)
-        self._known = {key for key in noted if key in self._keys} if isinstance(noted, list) else set()
+        noted: set[str] | None = await asyncio.to_thread(self._memory.read, set[str])
+        self._known = self._keys & (noted or set())
 
     async def news(self, changes: list[tuple[_State, Event]]) -> list[Event]:
         """The events that are to be put."""
@@ -253,11 +239,13 @@ class _Heard:
             for state, event in changes
             if state.state != "good" or self._announce or state.key in self._known
         ]
-        fresh = {key for key, _ in news} - self._known
-        if fresh:
-            self._known |= fresh
-            async with self._one_writes:
-                await asyncio.to_thread(self._memory.write, sorted(self._known))
+        keys = {key for key, _ in news}
+        self._known |= keys
+        async with self._one_writes:
+            if not keys <= self._noted:  # by who waited before, with all that came meanwhile
+                known = set(self._known)
+                await self._memory.note(sorted(known))
+                self._noted = known
         return [event for _, event in news]
 
 
@@ -268,13 +256,7 @@ async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
     heard = _Heard(targets, announce=given.announce)
     await heard.read()
     room = asyncio.Semaphore(given.concurrency)
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for target in targets:
-                for path in target.paths:
-                    tasks.create_task(_watch(queue, heard, room, target, path))
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
+    await together(*(_watch(queue, heard, room, one, path) for one in targets for path in one.paths))
 
 
 def _targets(checks: dict[str, Check]) -> list[_Target]:
@@ -315,10 +297,7 @@ def _target(name: str, check: Check, context: ssl.SSLContext | None) -> _Target:
 
 
 def _context(name: str, check: Check) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=str(check.ca) if check.ca else None)
-    except OSError as error:
-        raise ConfigError(f"http_check: checks.{name}.ca: {check.ca} cannot be used: {error}.") from None
+    context = trust(f"checks.{name}.ca", check.ca)
     if not check.verify_tls:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -160,7 +160,7 @@ async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
                 cursor = next((one for one, _ in reversed(found) if one), None)
                 if cursor:
                     place = f"--after-cursor={cursor}"
-                    await asyncio.to_thread(memory.write, {"cursor": cursor})
+                    await memory.note({"cursor": cursor})
     raise ZamuError("journalctl ended, though it should follow the journal.")
 
 
@@ -177,15 +177,13 @@ def _check_namespace(namespace: str | None) -> None:
 
 def _place(memory: Memory, given: Arguments) -> str:
     """Where to begin, as an option of journalctl's. The first start is noted, until there is more."""
-    known = memory.read()
-    known = known if isinstance(known, dict) else {}
-    cursor, since = known.get("cursor"), known.get("since")
-    if isinstance(cursor, str) and _CURSOR.fullmatch(cursor):
-        return f"--after-cursor={cursor}"
-    if not isinstance(since, int):
-        since = int(time.time() - (seconds(given.since) if given.since else 0))
-        memory.write({"since": since})
-    return f"--since=@{since}"
+    known = memory.read(dict[str, str | int]) or {}
+    if _CURSOR.fullmatch(str(known.get("cursor"))):
+        return f"--after-cursor={known['cursor']}"
+    if "since" not in known:
+        known = {"since": int(time.time() - (seconds(given.since) if given.since else 0))}
+        memory.write(known)
+    return f"--since=@{known['since']}"
 
 
 def _chosen(given: Arguments) -> list[dict[str, list[str]]]:

@@ -11,16 +11,19 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import jsonpath_rfc9535 as jsonpath
+import msgspec
 from paho.mqtt.client import topic_matches_sub
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from zamu.errors import ConfigError, InvalidEvent
-from zamu.event import Event, clean_text, derive_uuid, parse_json, printable, unreadable
+from zamu.event import Event, clean_text, derive_uuid, printable, unreadable
+from zamu.intake.jsonpath import JsonPath
 from zamu.intake.memory import Memory
 from zamu.intake.mqtt import BrokerError, Connection, Publish, Settings, connected
 from zamu.intake.options import Duration, Options, options, seconds
 from zamu.intake.queue import put_all
-from zamu.intake.shelter import limits, reveal
+from zamu.intake.shelter import limits, parse, reveal, trust
+from zamu.intake.together import together
 
 DOCUMENTATION = r"""
 short_description: Hear messages of an MQTT broker
@@ -201,21 +204,10 @@ def _checked_topic(text: str) -> str:
     return text
 
 
-def _checked_path(text: str) -> str:
-    try:
-        jsonpath.compile(text)
-    except jsonpath.JSONPathError as error:
-        raise ValueError(f"this is not JSONPath: {error}") from None
-    return text
-
-
 def _checked_qos(qos: Any) -> Any:
     if qos == 2:  # noqa: PLR2004
         raise ValueError("with 2 a message could be lost, say 1; what is published with 2 is heard, too")
     return qos
-
-
-type JsonPath = Annotated[str, AfterValidator(_checked_path)]
 
 
 class Arguments(Options):
@@ -274,16 +266,10 @@ async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
     async with connected(settings) as connection:
         pending.begin(connection.session_present)
         # At once: the answer to the one stands behind the messages that come by the other.
-        tasks = [
-            asyncio.create_task(_subscribe(connection, given, pending, settings.address)),
-            asyncio.create_task(_hear(connection, given, pending, queue)),
-        ]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+        await together(
+            _subscribe(connection, given, pending, settings.address),
+            _hear(connection, given, pending, queue),
+        )
 
 
 def _settings(given: Arguments) -> Settings:
@@ -308,10 +294,7 @@ def _settings(given: Arguments) -> Settings:
 
 
 def _tls(given: Arguments) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=given.ca)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"mqtt: ca: {given.ca} holds no certificates to trust: {error}.") from None
+    context = trust("ca", given.ca)
     context.check_hostname = given.check_name
     if given.certificate is not None:
         try:  # a key with a password would otherwise be asked for on the terminal
@@ -322,6 +305,14 @@ def _tls(given: Arguments) -> ssl.SSLContext:
                 f"mqtt: certificate: {given.certificate} with the key in {name} cannot be used: {error}."
             ) from None
     return context
+
+
+class _Noted(msgspec.Struct):
+    """`messages` has the digest and the uuid of each, by its packet identifier."""
+
+    session: str
+    topics: list[str] = []
+    messages: dict[str, tuple[str, str]] = {}
 
 
 class Pending:
@@ -337,11 +328,12 @@ class Pending:
         self._memory = Memory()
         self._saving = asyncio.Lock()
         self._session = session
-        known = self._memory.read()
-        known = known if isinstance(known, dict) and known.get("session") == session else {}
+        known: _Noted | None = self._memory.read(_Noted)
+        if known is None or known.session != session:
+            known = _Noted(session)
         #: The filters that the session is subscribed to, as far as we know.
-        self.topics: list[str] = known.get("topics", [])
-        self._messages: dict[str, list[str]] = known.get("messages", {})
+        self.topics = known.topics
+        self._messages = known.messages
 
     def begin(self, session_present: bool) -> None:
         """A new session sends nothing again that an older one had sent."""
@@ -360,7 +352,7 @@ class Pending:
         digest, name = self._messages.pop(place, ("", ""))
         if not message.duplicate or digest != message.digest:
             name = str(uuid.uuid4())
-        self._messages[place] = [message.digest, name]
+        self._messages[place] = message.digest, name
         if len(self._messages) > _REMEMBERED:
             del self._messages[next(iter(self._messages))]
         return name
@@ -368,8 +360,7 @@ class Pending:
     async def save(self) -> None:
         """Have it on disk."""
         async with self._saving:
-            value = {"session": self._session, "topics": self.topics, "messages": {**self._messages}}
-            await asyncio.to_thread(self._memory.write, value)
+            await self._memory.note(_Noted(self._session, self.topics, {**self._messages}))
 
 
 async def _subscribe(connection: Connection, given: Arguments, pending: Pending, address: str) -> None:
@@ -472,9 +463,8 @@ def _dead(message: Publish, reason: str, name: str) -> Event:
 def _decode(given: Arguments, payload: bytes) -> tuple[Any, str]:
     """The payload and what it is. Raises ValueError when it has to be JSON and is not."""
     if given.payload != "text":
-        bounds = limits()
         try:
-            return parse_json(payload, bounds.depth, bounds.values), "json"
+            return parse(payload), "json"
         except ValueError:
             if given.payload == "json":
                 raise

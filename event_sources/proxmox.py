@@ -7,23 +7,26 @@ import json
 import logging
 import re
 import ssl
-from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from itertools import batched
 from typing import Any, Literal
 from urllib.parse import quote
 
 import aiohttp
+import msgspec
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from zamu.errors import ConfigError
-from zamu.event import Event, derive_uuid, parse_json, printable, timestamp, unreadable
+from zamu.event import Event, derive_uuid, printable, timestamp, unreadable
+from zamu.intake.api import json_of
 from zamu.intake.memory import Memory
-from zamu.intake.options import Duration, options, seconds
+from zamu.intake.options import Interval, options, problem, seconds
 from zamu.intake.poll import poll
 from zamu.intake.queue import put_all
-from zamu.intake.shelter import reveal
-from zamu.intake.webhook import Listen, Message, Unreadable, serve
+from zamu.intake.shelter import reveal, trust
+from zamu.intake.together import together
+from zamu.intake.webhook import Listen, Message, Unreadable, serve, validated
 
 DOCUMENTATION = r"""
 short_description: Hear backups, replication, fencing, updates and tasks of Proxmox VE
@@ -36,32 +39,9 @@ description:
   - The API token needs the privilege Sys.Audit on C(/nodes). Without it Proxmox VE would show it only its
     own tasks and say nothing; zamu asks for that, and says it.
   - C(meta.hosts) is the node. The guests are in C(vmids), as far as it is certain which ones are meant.
+extends_documentation_fragment: [boma.zamu.listen, boma.zamu.listen.senders]
 options:
-  path:
-    description: The path on which notifications are accepted.
-    type: str
-    default: /proxmox
-  token:
-    description:
-      - The bearer token that the sender has to show, named as C(env:NAME) or C(file:/path); in zamu.yml
-        it may be vaulted.
-      - Without it zamu makes one and keeps it in its state directory; plain ansible-rulebook takes
-        E(ZAMU_TOKEN).
-    type: str
-  senders:
-    description:
-      - Senders with a token of their own, by name. Each may have C(token), as above, and C(hosts), the only
-        inventory hosts of which its messages may speak. With it no other token counts but I(token).
-    type: dict
-    default: {}
-  host:
-    description: Where to listen under plain ansible-rulebook; in zamu the shared server listens.
-    type: str
-    default: 127.0.0.1
-  port:
-    description: Likewise the port.
-    type: int
-    default: 8470
+  path: {default: /proxmox}
   api_url:
     description: The address of one node or of the cluster, for example C(https://pve1.example.net:8006).
     type: str
@@ -160,14 +140,7 @@ class Arguments(Listen):
     verify: bool = True
     tasks: list[str] = ["vzdump"]
     ignore_tasks: list[str] = ["vncproxy", "vncshell", "termproxy", "spiceproxy", "spiceshell"]
-    every: Duration = "60s"
-
-    @field_validator("every")
-    @classmethod
-    def _not_all_the_time(cls, every: str) -> str:
-        if seconds(every) < 1:
-            raise ValueError(f"{every!r} is too often; at least 1s")
-        return every
+    every: Interval = "60s"
 
     @field_validator("api_token")
     @classmethod
@@ -198,13 +171,18 @@ class Task(BaseModel):
     endtime: int | None = Field(None, ge=0, le=_LATEST)
     status: str | None = None
 
+    @property
+    def outcome(self) -> str:
+        """How it ended, in our words."""
+        said = self.status or ""
+        return "ok" if said == "OK" else "warnings" if said.startswith("WARNINGS") else "failed"
 
-@dataclass(frozen=True)
-class _Seen:
+
+class _Seen(msgspec.Struct):
     """How far a node's tasks are known: those that began before `since` are, and those in `ended`."""
 
     since: int
-    ended: frozenset[str]
+    ended: set[str]
 
 
 async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
@@ -214,27 +192,19 @@ async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
     async def take(message: Message) -> None:
         await queue.put(_notified(message.payload))
 
-    watch = _Watch(queue, given) if given.api_url is not None else None
-    try:
-        async with asyncio.TaskGroup() as group:
-            if watch is not None:
-                what = f"Proxmox VE at {given.api_url}"
-                group.create_task(poll(what, seconds(given.every), watch.ask))
-            await serve(given, take)
-    except ExceptionGroup as several:
-        raise several.exceptions[0] from None
+    others = []
+    if given.api_url is not None:
+        watch = _Watch(queue, given)
+        others.append(poll(f"Proxmox VE at {given.api_url}", seconds(given.every), watch.ask))
+    await together(serve(given, take), *others)
 
 
 def _notified(payload: Any) -> Event:
     """The event of a notification. Raises Unreadable, naming the field."""
-    if not isinstance(payload, dict):
-        raise Unreadable("The body is not an object; use the template in docs/sources/proxmox.md.")
     try:
-        told = Notification.model_validate(payload)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise Unreadable(f"{field}: {first['msg']}; use the template in docs/sources/proxmox.md.") from None
+        told = validated(Notification, payload)
+    except Unreadable as error:
+        raise Unreadable(f"{str(error)[:-1]}; use the template in docs/sources/proxmox.md.") from None
     kind = told.fields.get("type") or "unknown"
     node = told.fields.get("hostname") or None
     status = None
@@ -290,8 +260,7 @@ def _table(text: str) -> list[int]:
 def _ended(task: Task) -> Event:
     """The event of a task that has ended."""
     assert task.endtime is not None
-    said = task.status or "no status"
-    status = "ok" if said == "OK" else "warnings" if said.startswith("WARNINGS") else "failed"
+    said, status = task.status or "no status", task.outcome
     about = f" {task.id}" if task.id else ""
     # Numbers of other types are those of disks, jobs or something else.
     guest = task.type.startswith(("qm", "vz")) and (task.id or "").isascii() and (task.id or "").isdigit()
@@ -315,21 +284,6 @@ def _ended(task: Task) -> Event:
     }
 
 
-def _context(given: Arguments) -> ssl.SSLContext | bool:
-    """How the server's certificate is checked."""
-    if not given.verify:
-        log.warning("proxmox: verify is off: who is between zamu and %s may read the token.", given.api_url)
-        return False
-    try:
-        return ssl.create_default_context(cafile=given.ca)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"proxmox: ca: {given.ca} cannot be used: {error}.") from None
-
-
-class _Failed(Exception):
-    """The API did not give what was asked."""
-
-
 class _Watch:
     """Asks the nodes for the tasks that have ended, and remembers which are known."""
 
@@ -342,31 +296,34 @@ class _Watch:
         self._queue = queue
         self._given = given
         self._url = given.api_url.rstrip("/") + "/api2/json"
-        self._headers = {"Authorization": f"PVEAPIToken={token}"}
-        self._context = _context(given)
+        self._session = partial(
+            aiohttp.ClientSession,
+            headers={"Authorization": f"PVEAPIToken={token}"},
+            timeout=aiohttp.ClientTimeout(total=_API_TIMEOUT),
+        )
+        self._context: ssl.SSLContext | bool = given.verify and trust("ca", given.ca)
+        if not given.verify:
+            log.warning(
+                "proxmox: verify is off: who is between zamu and %s may read the token.", given.api_url
+            )
         self._memory = Memory()
-        known = self._memory.read()
-        self._known: dict[str, Any] = known if isinstance(known, dict) else {}
+        self._known: dict[str, _Seen] = self._memory.read(dict[str, _Seen]) or {}
         self._silent: set[str] = set()
 
     async def ask(self) -> None:
-        """Put what has ended since the last time. Raises what aiohttp does, and _Failed."""
-        timeout = aiohttp.ClientTimeout(total=_API_TIMEOUT)
-        connector = aiohttp.TCPConnector(ssl=self._context)
+        """Put what has ended since the last time. Raises what aiohttp does, and ValueError."""
         failures: dict[str, Exception] = {}
-        async with aiohttp.ClientSession(
-            headers=self._headers, timeout=timeout, connector=connector
-        ) as session:
+        async with self._session() as session:
             nodes = [str(one.get("node")) for one in _rows(await self._get(session, "/nodes"))]
             for node in nodes:
                 try:
                     tasks = await self._tasks(session, node)
-                except (aiohttp.ClientError, TimeoutError, _Failed) as error:
+                except (aiohttp.ClientError, TimeoutError, ValueError) as error:
                     failures[node] = error
                 else:
                     await self._put(node, tasks)
         if len(failures) == len(nodes):
-            raise next(iter(failures.values()), _Failed("it lists no node"))
+            raise next(iter(failures.values()), ValueError("it lists no node"))
         self._say(failures)
 
     def _say(self, failures: dict[str, Exception]) -> None:
@@ -382,11 +339,11 @@ class _Watch:
         """The tasks of a node that run, or may be new."""
         path = f"/nodes/{quote(node, safe='')}"
         if not _may_audit(await self._get(session, f"/access/permissions?path={path}")):
-            raise _Failed(
+            raise ValueError(
                 f"the API token lacks the privilege Sys.Audit on {path}, and sees only its own tasks"
             )
         query = f"{path}/tasks?source=all&limit={_PAGE}"
-        if (seen := self._seen(node)) is not None:
+        if (seen := self._known.get(node)) is not None:
             query += f"&since={seen.since}"
         found: list[dict[str, Any]] = []
         while len(found) < _MOST_TASKS:
@@ -399,14 +356,17 @@ class _Watch:
 
     async def _put(self, node: str, rows: list[dict[str, Any]]) -> None:
         """Put what has ended and is not known, and note it when it is stored."""
-        seen = self._seen(node)
+        seen = self._known.get(node)
         tasks: dict[str, Task] = {}
         events: list[Event] = []
-        for row, task in _read(rows):
-            if isinstance(task, Task):
+        for row in rows:
+            try:
+                task = Task.model_validate(row)
                 tasks[task.upid] = task
-            elif seen is not None:
-                events.append(unreadable(row, task, derive_uuid("proxmox", json.dumps(row, sort_keys=True))))
+            except ValidationError as error:
+                identity = derive_uuid("proxmox", json.dumps(row, sort_keys=True))
+                if seen is not None:
+                    events.append(unreadable(row, f"task: {problem(error, 'row')}", identity))
         ended = {upid: task for upid, task in tasks.items() if task.endtime is not None}
         if seen is not None:
             fresh = [
@@ -415,8 +375,8 @@ class _Watch:
                 if upid not in seen.ended and task.starttime >= seen.since and self._wanted(task)
             ]
             events += [_ended(task) for task in sorted(fresh, key=lambda task: task.endtime or 0)]
-        for at in range(0, len(events), _PAGE):
-            await put_all(self._queue, events[at : at + _PAGE])
+        for some in batched(events, _PAGE):
+            await put_all(self._queue, [*some])
         await self._note(node, seen, tasks, set(ended))
 
     async def _note(self, node: str, seen: _Seen | None, tasks: dict[str, Task], ended: set[str]) -> None:
@@ -426,43 +386,30 @@ class _Watch:
         ignored = self._given.ignore_tasks
         running = [one.starttime for one in tasks.values() if one.endtime is None and one.type not in ignored]
         since = max(min([newest, *running]) - _OVERLAP, newest - _LONGEST_TASK, before)
-        kept = sorted(upid for upid in ended if tasks[upid].starttime >= since)
-        now = {"since": since, "ended": kept}
+        now = _Seen(since, {upid for upid in ended if tasks[upid].starttime >= since})
         if self._known.get(node) != now:
             self._known[node] = now
-            await asyncio.to_thread(self._memory.write, self._known)
-
-    def _seen(self, node: str) -> _Seen | None:
-        try:
-            known = self._known[node]
-            return _Seen(int(known["since"]), frozenset(known["ended"]))
-        except (TypeError, KeyError, ValueError):
-            return None
+            await self._memory.note(self._known)
 
     def _wanted(self, task: Task) -> bool:
         if task.type in self._given.ignore_tasks:
             return False
-        well = task.status == "OK" or (task.status or "").startswith("WARNINGS")
-        return not well or task.type in self._given.tasks
+        return task.outcome == "failed" or task.type in self._given.tasks
 
     async def _get(self, session: aiohttp.ClientSession, path: str) -> Any:
-        async with session.get(self._url + path, allow_redirects=False) as answer:
+        short = path.partition("?")[0]
+        async with session.get(self._url + path, allow_redirects=False, ssl=self._context) as answer:
             if answer.status != 200:  # noqa: PLR2004
-                raise _Failed(f"{path.partition('?')[0]}: {answer.status} {answer.reason}")
-            body = bytearray()
-            async for chunk in answer.content.iter_any():
-                body += chunk
-                if len(body) > _API_LIMIT:
-                    raise _Failed(f"{path.partition('?')[0]}: the answer is longer than {_API_LIMIT} bytes")
-        try:
-            return parse_json(bytes(body))["data"]
-        except (ValueError, TypeError, KeyError):
-            raise _Failed(f"{path.partition('?')[0]}: the answer is not one of Proxmox VE's API") from None
+                raise ValueError(f"{short}: {answer.status} {answer.reason}")
+            try:
+                return (await json_of(answer, _API_LIMIT))["data"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{short}: the answer is not one of Proxmox VE's API ({error})") from None
 
 
 def _rows(data: Any) -> list[dict[str, Any]]:
     if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
-        raise _Failed("the answer is not a list of objects")
+        raise ValueError("the answer is not a list of objects")
     return data
 
 
@@ -470,13 +417,3 @@ def _may_audit(rights: Any) -> bool:
     """Whether the rights on `/nodes`, or on what is above, have what shows the tasks of all."""
     held = rights.values() if isinstance(rights, dict) else ()
     return any(isinstance(one, dict) and one.get("Sys.Audit") for one in held)
-
-
-def _read(rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Task | str]]:
-    """Each row with its task, or with the reason why it cannot be read."""
-    for row in rows:
-        try:
-            yield row, Task.model_validate(row)
-        except ValidationError as error:
-            first = error.errors()[0]
-            yield row, f"task: {'.'.join(map(str, first['loc']))}: {first['msg']}"

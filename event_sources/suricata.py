@@ -6,7 +6,7 @@ import functools
 import hashlib
 import ipaddress
 import json
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,13 +15,15 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import AfterValidator, Field, model_validator
 
-from zamu.event import Event, derive_uuid, parse_json, timestamp, unreadable
+from zamu.event import Event, derive_uuid, timestamp, unreadable
 from zamu.intake.memory import Memory
 from zamu.intake.options import Duration, options, seconds
-from zamu.intake.shelter import limits, sender_hosts, source_name
+from zamu.intake.poll import poll
+from zamu.intake.shelter import limits, parse, sender_hosts, source_name
 from zamu.intake.syslog import Message as SyslogMessage
 from zamu.intake.syslog import Syslog, receive
-from zamu.intake.tail import Chunk, follow
+from zamu.intake.tail import Chunk, Place, follow
+from zamu.intake.together import together
 from zamu.intake.webhook import Listen, Message, serve
 from zamu.intake.windows import REMEMBERED, Thing, Window, Windows
 from zamu.web import Refusal
@@ -38,32 +40,11 @@ description:
     that began the flow. Who sent the packet does not count, because often that is our own server.
   - What comes by syslog without a client's certificate has C(authenticated) false and belongs to no host,
     so that no playbook can be run for it.
+extends_documentation_fragment: [boma.zamu.listen, boma.zamu.listen.senders]
 options:
   path:
     description: The path on which records are accepted, with I(http).
-    type: str
     default: /suricata
-  token:
-    description:
-      - The bearer token that the sender has to show, named as C(env:NAME) or C(file:/path); in zamu.yml
-        it may be vaulted.
-      - Without it zamu makes one and keeps it in its state directory; plain ansible-rulebook takes
-        E(ZAMU_TOKEN).
-    type: str
-  senders:
-    description:
-      - Senders with a token of their own, by name. Each may have C(token), as above, and C(hosts), the only
-        inventory hosts of which its messages may speak. With it no other token counts but I(token).
-    type: dict
-    default: {}
-  host:
-    description: Where to listen under plain ansible-rulebook; in zamu the shared server listens.
-    type: str
-    default: 127.0.0.1
-  port:
-    description: Likewise the port.
-    type: int
-    default: 8470
   http:
     description: Take records that are posted to I(path), one a line.
     type: bool
@@ -257,20 +238,11 @@ async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
     """Follow the file, hear syslog and serve the webhook, as far as they are named, until cancelled."""
     given = options("suricata", Arguments, args)
     filters = _Filter(given)
-    parts: list[Coroutine[Any, Any, None]] = []
-    if given.file:
-        parts.append(_follow(queue, given, filters, Path(given.file)))
-    if given.syslog or given.http:
-        parts.append(_hear(queue, given, filters))
-    try:
-        async with asyncio.TaskGroup() as group:
-            for part in parts:
-                group.create_task(part)
-    except ExceptionGroup as errors:
-        error: Exception = errors
-        while isinstance(error, ExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None
+    parts = [_hear(queue, given, filters)] if given.syslog or given.http else []
+    if given.file:  # which keeps nobody else from being heard
+        following = functools.partial(_follow, queue, given, filters, Path(given.file))
+        parts.append(poll(given.file, 0, following) if parts else following())
+    await together(*parts)
 
 
 class _Filter:
@@ -418,8 +390,7 @@ def _about(record: _Record, attacker: _End, victim: _End, authenticated: bool) -
 
 def _event(line: bytes, identity: str, facts: dict[str, Any], host: str) -> tuple[Event, dict[str, Any]]:
     """The event of a record, and what a summary says of it again. Raises ValueError."""
-    bounds = limits()
-    eve = parse_json(line, bounds.depth, bounds.values)
+    eve = parse(line)
     if len(line) > _RECORD_LIMIT:
         eve = {key: value for key, value in eve.items() if len(json.dumps(value)) < _FIELD_LIMIT}
     once = {
@@ -456,6 +427,11 @@ def _add(
         return windows.keep(unreadable(text, f"EVE: {error}", derive_uuid("suricata", identity)))
 
 
+class _Kept(msgspec.Struct):
+    place: Place | None = None
+    windows: Any = None
+
+
 class _Place(Memory):
     """How far a file was read, in one value with the windows that were open there.
 
@@ -464,83 +440,80 @@ class _Place(Memory):
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
-        kept = super().read()
-        self._place, self.windows = (
-            (kept.get("place"), kept.get("windows")) if isinstance(kept, dict) else (None, None)
-        )
+        self._kept: _Kept = super().read(_Kept) or _Kept()
+        self.windows = self._kept.windows
         self.chunk: Chunk | None = None
 
-    def read(self) -> Any:
-        return self._place
+    def read(self, kind: Any = Any) -> Any:
+        return self._kept.place
 
     def write(self, value: Any) -> None:
-        self._place = value
-        super().write({"place": value, "windows": self.windows})
+        self._kept.place = value
+        super().write(self._kept)
 
     async def store(self, windows: Any) -> None:
         """Note the windows together with the end of the chunk that was read last."""
-        self.windows = windows
+        self._kept.windows = windows
         if self.chunk is not None:
             await self.chunk.done()
-        elif self._place is not None:
-            await asyncio.to_thread(self.write, self._place)
+        elif self._kept.place is not None:
+            await self.note(self._kept.place)
 
 
 async def _follow(queue: asyncio.Queue[Event], given: Arguments, filters: _Filter, path: Path) -> None:
     place = await asyncio.to_thread(_Place, path)
     windows = Windows(queue, seconds(given.window), _summary, place.store)
     windows.load(place.windows)
-    async with asyncio.TaskGroup() as group, aclosing(follow(path, given.start, place)) as chunks:
-        group.create_task(windows.keep_time())
-        async for chunk in chunks:
-            added = [
-                _add(windows, filters, line, f"{path} {chunk.identity(position)}")
-                for position, line in filters.lines(chunk.data)
-            ]
-            # Nothing is awaited between these: what is stored is either before the chunk or after it.
-            place.chunk = chunk
-            windows.changed()
-            await windows.flush_patiently([one for one in added if one])
+
+    async def read() -> None:
+        async with aclosing(follow(path, given.start, place)) as chunks:
+            async for chunk in chunks:
+                added = [
+                    _add(windows, filters, line, f"{path} {chunk.at(position)}")
+                    for position, line in filters.lines(chunk.data)
+                ]
+                # Nothing is awaited between these: what is stored is either before the chunk or after it.
+                place.chunk = chunk
+                windows.changed()
+                await windows.flush_patiently(added)
+
+    await together(read(), windows.keep_time())
 
 
 async def _hear(queue: asyncio.Queue[Event], given: Arguments, filters: _Filter) -> None:
     """Records that senders send to us, each known by what it says."""
     memory = Memory("arrived")
 
-    async def store(value: Any) -> None:
-        await asyncio.to_thread(memory.write, value)
-
     length = seconds(given.window)
     # Without windows the journal knows what was sent twice.
-    windows = Windows(queue, length, _summary, store, remembered=REMEMBERED if length else 0)
-    windows.load(await asyncio.to_thread(memory.read))
-    source, most = source_name.get(), limits().events
+    windows = Windows(queue, length, _summary, memory.note, remembered=REMEMBERED if length else 0)
+    windows.load(memory.read())
 
     def add(line: bytes, authenticated: bool) -> str | None:
-        identity = f"{source} {hashlib.sha256(line).hexdigest()[:32]}"
+        identity = f"{source_name.get()} {hashlib.sha256(line).hexdigest()[:32]}"
         return _add(windows, filters, line, identity, authenticated=authenticated)
 
     async def take(message: Message) -> None:
         lines = [line for _, line in filters.lines(message.body)]
-        if len(lines) > most:
-            raise Refusal(413, f"More than {most} records that count; post fewer at once.")
+        if len(lines) > limits().events:
+            raise Refusal(413, f"More than {limits().events} records that count; post fewer at once.")
         await windows.make_room()
-        added = [add(line, True) for line in lines]
-        await windows.flush([one for one in added if one])
+        await windows.flush([add(line, True) for line in lines])
         await windows.save()  # or what was only counted would be lost with us
 
     async def take_syslog(messages: list[SyslogMessage]) -> None:
-        added = []
-        for one in messages:
-            line = one.text.removeprefix(_COOKIE).lstrip()
-            if line.startswith(b"{") and any(True for _ in filters.lines(line)):
-                added.append(add(line, one.authenticated))
-        await windows.flush_patiently([one for one in added if one])
+        lines = [(one.text.removeprefix(_COOKIE).lstrip(), one.authenticated) for one in messages]
+        await windows.flush_patiently(
+            [
+                add(line, authenticated)
+                for line, authenticated in lines
+                if line.startswith(b"{") and any(True for _ in filters.lines(line))
+            ]
+        )
 
-    async with asyncio.TaskGroup() as group:
-        group.create_task(windows.keep_time())
-        if given.syslog:
-            group.create_task(receive(given.syslog, take_syslog))
-        if given.http:
-            readers = dict.fromkeys(_KINDS, lambda body, _: body)
-            group.create_task(serve(given, take, readers=readers))
+    parts = []
+    if given.http:
+        parts.append(serve(given, take, readers=dict.fromkeys(_KINDS, lambda body, _: body)))
+    if given.syslog:
+        parts.append(receive(given.syslog, take_syslog))
+    await together(*parts, windows.keep_time())

@@ -3,6 +3,7 @@
 
 import asyncio
 import hashlib
+import logging
 import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,14 +13,13 @@ from urllib.parse import SplitResult, urlsplit
 import aiohttp
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpProcessingError
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field
 
-from zamu.config import Limits
-from zamu.event import Event, parse_json, timestamp
+from zamu.event import Event, timestamp
 from zamu.intake.memory import Memory
 from zamu.intake.options import Duration, options, seconds
-from zamu.intake.shelter import limits
-from zamu.intake.webhook import Listen, Message, Unreadable, json_reader, serve
+from zamu.intake.shelter import parse
+from zamu.intake.webhook import Listen, Message, Unreadable, read_json, serve, validated
 from zamu.web import Refusal
 
 DOCUMENTATION = r"""
@@ -33,32 +33,9 @@ description:
     events with the status C(notice), and the same text within a minute is one event.
   - The host is the monitor's tag named in I(host_tag), or else its hostname, or else the host in its URL.
     Of the URL only what names the service is kept, no credentials and no query.
+extends_documentation_fragment: [boma.zamu.listen, boma.zamu.listen.senders]
 options:
-  path:
-    description: The path on which messages are accepted.
-    type: str
-    default: /uptime-kuma
-  token:
-    description:
-      - The bearer token that the sender has to show, named as C(env:NAME) or C(file:/path); in zamu.yml
-        it may be vaulted.
-      - Without it zamu makes one and keeps it in its state directory; plain ansible-rulebook takes
-        E(ZAMU_TOKEN).
-    type: str
-  senders:
-    description:
-      - Senders with a token of their own, by name. Each may have C(token), as above, and C(hosts), the only
-        inventory hosts of which its messages may speak. With it no other token counts but I(token).
-    type: dict
-    default: {}
-  host:
-    description: Where to listen under plain ansible-rulebook; in zamu the shared server listens.
-    type: str
-    default: 127.0.0.1
-  port:
-    description: Likewise the port.
-    type: int
-    default: 8470
+  path: {default: /uptime-kuma}
   host_tag:
     description: The name of a tag whose value names the host of a monitor, for example C(host).
     type: str
@@ -98,6 +75,8 @@ uptime_kuma:
         port: {description: The port that it asks., type: int}
         tags: {description: "Its tags, each with C(name) and C(value).", type: list}
 """
+
+log = logging.getLogger("zamu.uptime_kuma")
 
 _STATUS = ("down", "up", "pending", "maintenance")
 #: What has neither a time nor a number is one event when it comes again within so many seconds.
@@ -175,8 +154,7 @@ class _Changes:
 
     def __init__(self) -> None:
         self._memory = Memory()
-        known = self._memory.read()
-        self._down: dict[str, str] = known if isinstance(known, dict) else {}
+        self._down: dict[str, str] = self._memory.read(dict[str, str]) or {}
         self._noted = dict(self._down)
         self._writing = asyncio.Lock()
 
@@ -191,19 +169,26 @@ class _Changes:
         return f"{status} {time}"
 
     async def note(self, monitor: int, state: str) -> None:
-        """Remember it, after it was stored; several that come at once are written at once."""
+        """Remember it before it is stored; several that come at once are written at once.
+
+        Noted and not stored does no harm: what is resent is then stored as that change. Stored and not
+        noted would be stored once more when it is resent.
+        """
         status, _, time = state.partition(" ")
         self._down.pop(str(monitor), None)
         if status == "down":
             self._down[str(monitor)] = time
         if len(self._down) > _MOST_DOWN:
             del self._down[next(iter(self._down))]
-        if self._writing.locked():
-            return
         async with self._writing:
-            while self._noted != self._down:
-                self._noted = dict(self._down)
-                await asyncio.to_thread(self._memory.write, self._noted)
+            if self._noted == self._down:
+                return
+            noted = dict(self._down)
+            try:
+                await self._memory.note(noted)
+                self._noted = noted
+            except OSError as error:  # the journal will say what is wrong with the disk
+                log.warning("Which monitors are down cannot be noted, and may be told twice: %s", error)
 
 
 async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
@@ -213,12 +198,11 @@ async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
     for broken in (aiohttp.BadContentDispositionHeader, aiohttp.BadContentDispositionParam):
         warnings.simplefilter("ignore", broken)
     repeat = seconds(given.repeat_every) if given.repeat_every else None
-    bounds = limits()
     changes = _Changes()
 
     async def take(message: Message) -> None:
         payload = message.payload
-        body = _read(await _field(payload, bounds) if isinstance(payload, _Form) else payload)
+        body = _read(await _field(payload) if isinstance(payload, _Form) else payload)
         if body.heartbeat is None or body.monitor is None:
             await queue.put(_notice(body.msg))
             return
@@ -230,16 +214,16 @@ async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
         }
         event = _event(body.heartbeat, body.monitor)
         host = _host(body.monitor, given.host_tag)
-        await queue.put({**event, "meta": {"hosts": [host] if host else [], "identity": identity}})
         await changes.note(body.monitor.id, state)
+        await queue.put({**event, "meta": {"hosts": [host] if host else [], "identity": identity}})
 
-    await serve(given, take, readers={"application/json": json_reader(bounds), "multipart/form-data": _Form})
+    await serve(given, take, readers={"application/json": read_json, "multipart/form-data": _Form})
 
 
-async def _field(form: _Form, bounds: Limits) -> Any:
+async def _field(form: _Form) -> Any:
     """The JSON in the field `data` of a form. Raises Refusal."""
     try:
-        return parse_json(await _data(form), bounds.depth, bounds.values)
+        return parse(await _data(form))
     except (ValueError, AssertionError, HttpProcessingError) as error:
         raise Refusal(400, f"This is not multipart/form-data that can be taken: {error}.") from None
 
@@ -267,13 +251,7 @@ def _read(payload: Any) -> Body:
             "The body is one text, which Uptime Kuma makes of a custom body that is no JSON. "
             "Set the request body of the notification to application/json."
         )
-    if not isinstance(payload, dict):
-        raise Unreadable("The body is not an object.")
-    try:
-        body = Body.model_validate(payload)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise Unreadable(f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+    body = validated(Body, payload)
     if (body.heartbeat is None) != (body.monitor is None):
         raise Unreadable("heartbeat, monitor: one of them is null and the other is not.")
     return body

@@ -6,13 +6,14 @@ import hashlib
 import json
 from collections.abc import Iterator
 from itertools import islice
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jsonpath_rfc9535
-from jsonpath_rfc9535 import JSONPathError, JSONPathQuery
-from pydantic import AfterValidator, Field, model_validator
+from jsonpath_rfc9535 import JSONPathQuery
+from pydantic import Field, model_validator
 
 from zamu.event import Event, derive_uuid, unreadable
+from zamu.intake.jsonpath import JsonPath
 from zamu.intake.options import options
 from zamu.intake.queue import put_all
 from zamu.intake.shelter import limits, source_name
@@ -30,32 +31,9 @@ description:
     that it lies in; or C($.body), the whole body.
   - The same body, or the same item, is one event however often it is sent, unless I(identity_at) and
     I(state_at) say better what a repetition is.
+extends_documentation_fragment: [boma.zamu.listen, boma.zamu.listen.senders]
 options:
-  path:
-    description: The path on which messages are accepted.
-    type: str
-    default: /webhook
-  token:
-    description:
-      - The bearer token that the sender has to show, named as C(env:NAME) or C(file:/path); in zamu.yml
-        it may be vaulted.
-      - Without it zamu makes one and keeps it in its state directory; plain ansible-rulebook takes
-        E(ZAMU_TOKEN).
-    type: str
-  senders:
-    description:
-      - Senders with a token of their own, by name. Each may have C(token), as above, and C(hosts), the only
-        inventory hosts of which its messages may speak. With it no other token counts but I(token).
-    type: dict
-    default: {}
-  host:
-    description: Where to listen under plain ansible-rulebook; in zamu the shared server listens.
-    type: str
-    default: 127.0.0.1
-  port:
-    description: Likewise the port.
-    type: int
-    default: 8470
+  path: {default: /webhook}
   name:
     description: A word of your own that stands in each event, to tell senders apart. Else the source's name.
     type: str
@@ -128,28 +106,15 @@ _MATCHES, _ABOUT_LIMIT, _VALUE_LIMIT = 100, 16_384, 1_024
 _LONG = 65_536
 
 
-def _compiled(path: str) -> str:
-    try:
-        jsonpath_rfc9535.compile(path)
-    except JSONPathError as error:
-        reason = error.args[0] if error.args else type(error).__name__
-        raise ValueError(f"{path!r} is not a JSONPath query (RFC 9535): {reason}") from None
-    return path
-
-
-#: A JSONPath query that was compiled once.
-type _Path = Annotated[str, AfterValidator(_compiled)]
-
-
 class Arguments(Listen):
     """The source's arguments; see DOCUMENTATION."""
 
     path: str = Field("/webhook", pattern="^/")
     name: str | None = Field(None, max_length=100)
-    host_at: _Path | None = None
-    identity_at: list[_Path] = Field([], max_length=20)
-    state_at: _Path | None = None
-    items_at: _Path | None = None
+    host_at: JsonPath | None = None
+    identity_at: list[JsonPath] = Field([], max_length=20)
+    state_at: JsonPath | None = None
+    items_at: JsonPath | None = None
     secret: str | None = None
     signature_header: str | None = Field(None, pattern=r"^[A-Za-z0-9-]+$")
     signature_prefix: str = ""
@@ -209,13 +174,11 @@ async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
     """Serve the webhook until cancelled."""
     given = options("webhook", Arguments, args)
     queries = _Queries(given)
-    source = source_name.get()
-    name = given.name or source
-    most = limits().events
+    name = given.name or source_name.get()
 
     def events(message: Message) -> list[Event]:
-        found = _items(queries.items, message.payload, most)
-        return [_event(queries, source, name, item) for item in found]
+        found = _items(queries.items, message.payload, limits().events)
+        return [_event(queries, source_name.get(), name, item) for item in found]
 
     async def take(message: Message) -> None:
         long = len(message.body) > _LONG

@@ -39,8 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except sqlite3.DatabaseError as error:
         print(
-            f"zamu: a database in {state.root} cannot be used: {error}. See `zamu doctor`.",
-            file=sys.stderr,
+            f"zamu: a database in {state.root} cannot be used: {error}. See `zamu doctor`.", file=sys.stderr
         )
         return 2
     except KeyboardInterrupt:
@@ -54,37 +53,38 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="zamu", description="Event-driven automation for a homelab.")
     parser.add_argument("--version", action="version", version=f"zamu {__version__}")
     parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="configuration (default: ./zamu.yml, if it exists)",
+        "--config", type=Path, metavar="FILE", help="configuration (default: ./zamu.yml, if it exists)"
     )
     parser.add_argument("--state", metavar="DIR", help="state directory (default: $ZAMU_STATE, or ./.zamu)")
     parser.add_argument("--verbose", action="store_true", help="log more, with tracebacks")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("run", help="start intake and engine here, and show what happens")
-    commands.add_parser("intake", help="start only the part that accepts events")
-    commands.add_parser("engine", help="start only the part that decides and acts")
-    command = commands.add_parser("check", help="find what is wrong with rulebooks before the engine does")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+
+    add("run", "start intake and engine here, and show what happens")
+    add("intake", "start only the part that accepts events")
+    add("engine", "start only the part that decides and acts")
+    command = add("check", "find what is wrong with rulebooks before the engine does")
     command.add_argument(
         "paths", nargs="*", type=Path, metavar="PATH", help="rulebooks, or directories (default: yours)"
     )
     for name, text in _LISTS.items():
-        command = commands.add_parser(name, help=text)
+        command = add(name, text)
         command.add_argument("--json", action="store_true", help="one JSON object a line")
         command.add_argument(
             "--since", type=_since, metavar="WHEN", help="only from then on: 90s, 2h, 7d ago, or an ISO time"
         )
         command.add_argument("--follow", action="store_true", help="go on with what happens; Ctrl-C ends it")
-    command = commands.add_parser("clock", help="when schedules tick")
+    command = add("clock", "when schedules tick")
     command.add_argument(
         "--next", type=int, default=3, metavar="N", help="so many ticks of each (default: 3)"
     )
     command.add_argument("--json", action="store_true", help="one JSON object a line")
-    command = commands.add_parser("skip", help="skip the next tick of a schedule")
+    command = add("skip", "skip the next tick of a schedule")
     command.add_argument("name", metavar="NAME", help="the schedule, as `zamu clock` shows it")
     command.add_argument("--undo", action="store_true", help="do not skip it after all")
-    command = commands.add_parser("doctor", help="what is installed, reachable, configured; what is wrong")
+    command = add("doctor", "what is installed, reachable, configured; what is wrong")
     command.add_argument("--json", action="store_true", help="one JSON object a line")
     command.add_argument("--no-network", action="store_true", help="ask no host and no port")
     command.add_argument("--send", action="store_true", help="send a test message by each channel")

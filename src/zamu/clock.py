@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -48,16 +48,20 @@ class _Job:
         ticks = self.schedule.coming(self.name, moment)
         return (tick for tick in ticks if timestamp(tick.scheduled) > since)
 
-    def is_skipped(self, tick: Tick) -> bool:
-        return timestamp(tick.scheduled) in self.skips
-
     def rows(self, count: int) -> Iterator[dict[str, Any]]:
         """The last tick, and the next ones."""
         if self.noted.get("last"):
             last = self.schedule.tick(self.name, datetime.fromisoformat(self.noted["last"]))
             yield self._row("last", last, skipped=bool(self.noted.get("skipped")))
         for tick in islice(self.coming(), count):
-            yield self._row("next", tick, skipped=self.is_skipped(tick))
+            yield self._row("next", tick, skipped=timestamp(tick.scheduled) in self.skips)
+
+    def said(self, tick: Tick | None) -> str:
+        """A tick as a person speaks of it."""
+        if tick is None:
+            return "none"
+        local = tick.scheduled.astimezone(self.schedule.zone)
+        return f"{local:%a %Y-%m-%d %H:%M} {self.schedule.timezone} ({timestamp(tick.scheduled)})"
 
     def _row(self, which: str, tick: Tick, *, skipped: bool) -> dict[str, Any]:
         return {
@@ -100,22 +104,13 @@ def skip(config: Config, state: State, name: str, *, undo: bool) -> None:
             raise ZamuError(f"{name} has no tick to come.")
         before = _change(state, job, tick, skipped=not undo)
         if undo:
-            print(f"{name}: the tick of {_said(job, tick)} is not skipped.")
+            print(f"{name}: the tick of {job.said(tick)} is not skipped.")
             continue
         if tick.due <= now():
-            raise ZamuError(f"The tick of {_said(job, tick)} was due at this moment; see `zamu clock`.")
-        print(f"{name}: the tick of {_said(job, tick)} is {'already ' if before else ''}skipped.")
-        print(f"The one after it: {_after(job, tick)}. `zamu skip {name} --undo` takes it back.")
-
-
-def _said(job: _Job, tick: Tick) -> str:
-    local = tick.scheduled.astimezone(job.schedule.zone)
-    return f"{local:%a %Y-%m-%d %H:%M} {job.schedule.timezone} ({timestamp(tick.scheduled)})"
-
-
-def _after(job: _Job, tick: Tick) -> str:
-    later = job.schedule.next(job.name, tick.scheduled)
-    return _said(job, later) if later else "none"
+            raise ZamuError(f"The tick of {job.said(tick)} was due at this moment; see `zamu clock`.")
+        print(f"{name}: the tick of {job.said(tick)} is {'already ' if before else ''}skipped.")
+        later = job.said(job.schedule.next(name, tick.scheduled))
+        print(f"The one after it: {later}. `zamu skip {name} --undo` takes it back.")
 
 
 def _cell(value: Any) -> str:
@@ -130,7 +125,9 @@ def _jobs(config: Config, state: State) -> list[_Job]:
     for source in load(config.rulebooks, config.sources).sources:
         if source.plugin in ("clock", f"{COLLECTION}.clock"):
             given = options("clock", Arguments, source.arguments)
-            noted = _noted(state.memories / f"{file_name(source.id)}.json")
+            noted = None
+            with suppress(OSError, ValueError):  # what cannot be read is begun anew by the source, too
+                noted = json.loads((state.memories / f"{file_name(source.id)}.json").read_text())
             asked = skips(skip_file(state.memories, source.id))
             found += [_job(source.id, *one, noted, asked) for one in given.schedules.items()]
     if not found:
@@ -144,14 +141,6 @@ def _job(source: str, name: str, one: Schedule, noted: Any, asked: dict[str, lis
     if known.get("cron") != one.cron or known.get("timezone") != one.timezone:
         known = {}
     return _Job(source, name, one, known, asked.get(name, []))
-
-
-def _noted(path: Path) -> Any:
-    """What the source noted; nothing where it cannot be read, as for the source."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _change(state: State, job: _Job, tick: Tick, *, skipped: bool) -> bool:

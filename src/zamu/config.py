@@ -21,6 +21,8 @@ from pydantic import (
     model_validator,
 )
 
+from zamu import documents
+from zamu.documents import line_of
 from zamu.errors import ConfigError
 from zamu.event import MAX_DEPTH, MAX_VALUES
 from zamu.secrets import VAULT_HEADER, Secret
@@ -131,8 +133,7 @@ class Action(_Section):
 
     cooldown: Duration = timedelta(minutes=5)
     target: list[str] = Field(
-        default_factory=list,
-        description="variables that, beside the hosts, say what is acted upon",
+        default_factory=list, description="variables that, beside the hosts, say what is acted upon"
     )
 
 
@@ -229,8 +230,8 @@ class Config(_Section):
         return self
 
 
-class StrictLoader(yaml.SafeLoader):
-    """Safe YAML that knows `!vault` and refuses a key that stands twice."""
+class _Loader(documents.Loader):
+    """Takes secrets."""
 
 
 def _vault(loader: yaml.SafeLoader, node: yaml.Node) -> str:
@@ -240,27 +241,7 @@ def _vault(loader: yaml.SafeLoader, node: yaml.Node) -> str:
     return str(text)
 
 
-def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key, _ in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            continue  # refused below
-        if key.value in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key.value!r} stands here twice", key.start_mark
-            )
-        seen.add(key.value)
-    return loader.construct_mapping(node, deep=True)
-
-
-def _text(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
-    return str(loader.construct_scalar(node))
-
-
-StrictLoader.add_constructor("!vault", _vault)
-# JSON has no dates: what looks like one is text.
-StrictLoader.add_constructor("tag:yaml.org,2002:timestamp", _text)
-StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_constructor("!vault", _vault)
 
 
 def load(path: Path | None) -> Config:
@@ -271,16 +252,10 @@ def load(path: Path | None) -> Config:
     if path is None and not DEFAULT_FILE.exists():
         return Config(root=Path.cwd())
     path = path or DEFAULT_FILE
-    try:
-        text = path.read_text()
-        tree = yaml.compose(text, Loader=StrictLoader)
-        data = yaml.load(text, Loader=StrictLoader) or {}  # noqa: S506 - a SafeLoader
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from error
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        raise ConfigError(f"{path}:{line}: {getattr(error, 'problem', error)}.") from error
+    document = documents.read(path, _Loader, empty={})
+    if isinstance(document, documents.Finding):
+        raise ConfigError(f"{path}:{document.line}: {document.message}")
+    tree, data = document.tree, document.data or {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path}:1: the file holds no keys; see docs/reference/configuration.md.")
     if "root" in data:
@@ -310,24 +285,6 @@ def _fields(place: tuple[Any, ...]) -> list[str]:
         if field is not None:  # else a list's index or a dictionary's key: the model stays
             inner = (field.annotation, *getattr(field.annotation, "__args__", ()))
             model = next(
-                (one for one in inner if isinstance(one, type) and issubclass(one, BaseModel)),
-                model,
+                (one for one in inner if isinstance(one, type) and issubclass(one, BaseModel)), model
             )
     return [name for name in model.model_fields if name != "root"]
-
-
-def line_of(node: yaml.Node | None, place: tuple[Any, ...]) -> int:
-    """The line of the file on which a place of the configuration stands, or of its parent."""
-    line = node.start_mark.line + 1 if node else 1
-    for step in place:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if k.value == str(step)), None)
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-            found = (node.value[step], node.value[step])
-        else:
-            found = None
-        if found is None:
-            break
-        key, node = found
-        line = key.start_mark.line + 1
-    return line

@@ -3,7 +3,8 @@
 
 import json
 import shlex
-from collections.abc import Set
+from collections import deque
+from contextlib import closing
 from datetime import datetime
 from typing import Any
 
@@ -12,20 +13,13 @@ from rich.text import Text
 
 from zamu.config import Config
 from zamu.doorbell import Doorbell
-from zamu.event import printable
+from zamu.event import now, printable
 from zamu.intake.webhook import token_file
-from zamu.journal.sqlite import Journal
-from zamu.ledger import ENDED, Letter, Run, Status
-from zamu.ledger.sqlite import Ledger
+from zamu.ledger import Run
+from zamu.listing import STYLES, News
 from zamu.state import State
 from zamu.status.health import health
 
-_STYLES = {
-    Status.SUCCESSFUL: "green",
-    Status.FAILED: "red",
-    Status.DENIED: "yellow",
-    Status.INTERRUPTED: "yellow",
-}
 #: A new alert each time it is pasted: `date` is asked by the shell that runs it.
 _TEST_ALERT = (
     """{"version":"4","alerts":[{"status":"firing","labels":{"alertname":"%s","instance":"%s"},"""
@@ -61,50 +55,37 @@ class Console:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._journal = Journal(state.journal)
-        self._ledger = Ledger(state.ledger)
+        self._news = News(state, last=0)
+        self._began = now()
+        for there in self._news.events(), self._news.letters():
+            deque(there, maxlen=0)  # what is there already is not shown
         self._terminal = Terminal(highlight=False, soft_wrap=True)
         self._health = ""
-        self._event = self._journal.last_offset()
-        # What is over is shown for the last time; only what came after it is looked at again.
-        self._runs: dict[int, Status] = {}
-        self._letters: dict[int, str] = {}
-        self._run_floor = max((run.number for run in self._ledger.runs() if run.ended), default=0)
-        letters = self._ledger.letters("delivered")
-        self._letter_floor = max((letter.number for letter in letters), default=0)
 
     async def follow(self) -> None:
         """Print what is new, for ever."""
-        bell = Doorbell(self._state.bells, "journal", "ledger")
-        try:
+        with closing(self), closing(Doorbell(self._state.bells, "journal", "ledger")) as bell:
             while True:
                 self.show()
                 await bell.wait(1)
-        finally:
-            bell.close()
-            self.close()
 
     def close(self) -> None:
         """Close journal and ledger."""
-        self._journal.close()
-        self._ledger.close()
+        self._news.close()
 
     def show(self) -> None:
         """Print what is new since the last call."""
         self._show_health()
-        for entry in self._journal.entries(after=self._event):
-            self._event = entry.offset
-            self._line("event", f"{entry.source}: {_describe(entry.event)}", "dead" if entry.reason else "")
-        for run in self._ledger.runs(after=self._run_floor):
-            if self._runs.get(run.number) != run.status:
-                self._runs[run.number] = run.status
+        for entry in self._news.events():
+            self._line("event", f"{entry.source}: {_describe(entry.event)}", "red" if entry.reason else "")
+        for run in self._news.runs():
+            if run.finished_at is None or run.finished_at >= self._began:
                 self._show_run(run)
-        self._run_floor = _floor(self._run_floor, self._runs, ENDED)
-        for letter in self._ledger.letters(after=self._letter_floor):
-            if self._letters.get(letter.number) != letter.state:
-                self._letters[letter.number] = letter.state
-                self._show_letter(letter)
-        self._letter_floor = _floor(self._letter_floor, self._letters, {"delivered"})
+        for letter in self._news.letters():
+            if letter.state == "delivered":
+                body = letter.message.body.replace("\n", " ")
+                words = f"{letter.message.title} | {body} (by {letter.channel})"
+                self._line("told", words, "bold")
 
     def _show_health(self) -> None:
         found = health(self._state)
@@ -120,29 +101,13 @@ class Console:
         self._line(
             "run",
             f"{run.intent.playbook}{hosts}: {run.status}{verified}{reason} (rule: {run.intent.rule})",
-            _STYLES.get(run.status, ""),
+            STYLES.get(run.status, ""),
         )
-
-    def _show_letter(self, letter: Letter) -> None:
-        if letter.state == "delivered":
-            via = f" (by {letter.channel})"
-            self._line("told", f"{letter.message.title} | {letter.message.body}{via}", "bold")
 
     def _line(self, kind: str, words: str, style: str = "") -> None:
         moment = datetime.now().astimezone().strftime("%H:%M:%S")
-        style = "red" if style == "dead" else style
         line = Text.assemble((f"{moment}  {kind:<6} ", "dim"), (printable(words, 500), style))
         self._terminal.print(line)
-
-
-def _floor[State: str](floor: int, seen: dict[int, State], over: Set[State]) -> int:
-    """The number up to which all that was seen is over; forgets what lies below it."""
-    for number in sorted(seen):
-        if seen[number] not in over:
-            break
-        floor = number
-        del seen[number]
-    return floor
 
 
 def _describe(event: dict[str, Any]) -> str:
@@ -154,4 +119,6 @@ def _describe(event: dict[str, Any]) -> str:
     if "run" in event:
         return f"{event['run'].get('playbook', '')} {event['run'].get('status', '')}{hosts}"
     kind = next((key for key in event if key != "meta"), "?")
-    return f"{kind}{hosts}"
+    said = event.get(kind)
+    texts = [one for one in said.values() if one and isinstance(one, str)] if isinstance(said, dict) else []
+    return f"{' '.join([kind, *texts[:2]])}{hosts}"

@@ -2,10 +2,12 @@
 """Opens the SQLite files of zamu: durable, shared between processes, of a known version."""
 
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from zamu.errors import ZamuError
 
@@ -90,3 +92,34 @@ def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
             connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
+
+
+class Store:
+    """One such file as an object. Safe to share between threads of one process."""
+
+    def __init__(self, path: Path, schema: str, version: int) -> None:
+        self._connection = connect(path, schema, version)
+        self._lock = threading.RLock()
+
+    def close(self) -> None:
+        """Close the file. What was written is in it."""
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """A transaction; what this thread reads within is of it."""
+        with self._lock, transaction(self._connection) as connection:
+            yield connection
+
+    def _rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._connection.execute(query, values).fetchall()
+
+    def _row(self, query: str, *values: Any) -> sqlite3.Row | None:
+        return next(iter(self._rows(query, *values)), None)
+
+    def _write(self, statement: str, *values: Any) -> int:
+        """Commit one statement; returns how many rows it changed."""
+        with self._transaction() as connection:
+            return connection.execute(statement, values).rowcount

@@ -11,14 +11,14 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
-from datetime import UTC, datetime
+from contextlib import closing
 from pathlib import Path
 
 import psutil
-import yaml
 
 from zamu.config import HOME
 from zamu.errors import ZamuError
+from zamu.event import now
 from zamu.ledger import Status
 from zamu.ledger.sqlite import Ledger
 from zamu.state import State
@@ -34,11 +34,8 @@ class Demo:
         self._state = State(directory / "state")
         self._port, self._service_port = _free_ports()
         config = directory / "zamu.yml"
-        paths = {name: str(HOME / name) for name in ("rulebooks", "event_sources", "playbooks")}
         listen = {"listen": f"127.0.0.1:{self._port}"}
-        config.write_text(
-            yaml.safe_dump({**paths, "inventory": str(HOME / "inventory" / "demo"), "intake": listen})
-        )
+        config.write_text(json.dumps({"inventory": str(HOME / "inventory" / "demo"), "intake": listen}))
         self._options = ["--config", str(config), "--state", str(self._state.root)]
         self._environment = {
             **os.environ,
@@ -47,8 +44,8 @@ class Demo:
             "ANSIBLE_CONFIG": str(HOME / "ansible.cfg"),
         }
 
-    def play(self) -> bool:
-        """Play it; returns whether the service was repaired and the operator told."""
+    def play(self) -> None:
+        """Play it. Raises ZamuError unless the service was repaired and the operator told."""
         _say("zamu is started, and a small web service for it to watch.")
         zamu = subprocess.Popen([sys.executable, "-m", "zamu", *self._options, "run"], env=self._environment)
         try:
@@ -59,11 +56,12 @@ class Demo:
             _wait(lambda: self._answer() == "nothing", "the service lives on")
             _say(f"The service answers {self._answer()}. Alertmanager would send this alert:")
             self._send_alert()
-            ledger = Ledger(self._state.ledger)
-            _wait(lambda: any(one.state == "delivered" for one in ledger.letters()), "nobody was told")
-            repaired = any(run.status is Status.SUCCESSFUL and run.verified for run in ledger.runs())
+            with closing(Ledger(self._state.ledger)) as ledger:
+                _wait(lambda: bool(ledger.letters("delivered")), "nobody was told")
+                repaired = any(run.status is Status.SUCCESSFUL and run.verified for run in ledger.runs())
+            if not repaired or self._answer() == "nothing":
+                raise ZamuError("The demo service was not repaired.")
             _say(f"The service answers: {self._answer()}. It was repaired, checked, recorded and told.")
-            return repaired and self._answer() != "nothing"
         finally:
             zamu.send_signal(signal.SIGINT)
             zamu.wait()
@@ -96,24 +94,15 @@ class Demo:
 
     def _send_alert(self) -> None:
         token = (self._state.tokens / "alertmanager").read_text().strip()
-        body = {
-            "version": "4",
+        alert = {
             "status": "firing",
-            "receiver": "zamu",
-            "truncatedAlerts": 0,
-            "alerts": [
-                {
-                    "status": "firing",
-                    "labels": {"alertname": "DemoServiceDown", "instance": "demo"},
-                    "annotations": {"summary": "The demo service does not answer."},
-                    "startsAt": datetime.now(UTC).isoformat(),
-                    "fingerprint": "demo",
-                }
-            ],
+            "labels": {"alertname": "DemoServiceDown", "instance": "demo"},
+            "startsAt": now(),
+            "fingerprint": "demo",
         }
         request = urllib.request.Request(
             f"http://127.0.0.1:{self._port}/alertmanager",
-            data=json.dumps(body).encode(),
+            data=json.dumps({"version": "4", "alerts": [alert]}).encode(),
             headers={"Content-Type": "application/json", "Authorization": f"Bearer {token}"},
         )
         with urllib.request.urlopen(request, timeout=10):  # noqa: S310 - our own address
@@ -143,12 +132,12 @@ def main() -> int:
     """Play the demo in a temporary directory."""
     with tempfile.TemporaryDirectory(prefix="zamu-demo-") as directory:
         try:
-            done = Demo(Path(directory)).play()
+            Demo(Path(directory)).play()
         except ZamuError as error:
             print(f"zamu: {error}", file=sys.stderr)
             return 1
     print("The demo is over; nothing of it is left. Start your own with `make run`.")
-    return 0 if done else 1
+    return 0
 
 
 if __name__ == "__main__":

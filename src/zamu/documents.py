@@ -8,7 +8,6 @@ from typing import Any, Literal, NoReturn
 
 import yaml
 
-from zamu.config import StrictLoader, line_of
 from zamu.event import printable
 
 #: The names of all checks, as docs/reference/checks.md explains them.
@@ -80,7 +79,7 @@ class Document:
     """A file that could be read: its tree with marks, and what it says."""
 
     path: Path
-    tree: yaml.Node
+    tree: yaml.Node | None
     data: Any
 
     def finding(
@@ -102,16 +101,40 @@ def shown(path: Path) -> str:
     return printable(path, 1_000)
 
 
-def read(path: Path, *, construct: bool = True) -> Document | Finding:
-    """Read one file, or say why it cannot be read. Without `construct` only its tree is made."""
+def line_of(node: yaml.Node | None, place: tuple[Any, ...]) -> int:
+    """The line on which a place of a file stands, or its parent: the keys and indexes that lead to it."""
+    line = node.start_mark.line + 1 if node else 1
+    for step in place:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if k.value == str(step)), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            found = (node.value[step], node.value[step])
+        else:
+            found = None
+        if found is None:
+            break
+        key, node = found
+        line = key.start_mark.line + 1
+    return line
+
+
+def read(
+    path: Path, kind: type["Loader"] | None = None, *, construct: bool = True, empty: Any = None
+) -> Document | Finding:
+    """Read one file, or say why it cannot be read.
+
+    `kind` is the loader, if not this one. Without `construct` only the tree is made. `empty` is what a
+    file means that holds nothing; without it, such a file is refused.
+    """
     try:
         text = _text(path)
-        loader = _Loader(text)
+        loader = (kind or Loader)(text)
         try:
             tree = loader.get_single_node()
-            if tree is None:
+            if tree is None and empty is None:
                 raise ValueError("the file is empty; write what belongs in it, or remove it")
-            return Document(path, tree, loader.construct_document(tree) if construct else None)
+            data = loader.construct_document(tree) if tree is not None and construct else empty
+            return Document(path, tree, data)
         finally:
             loader.dispose()
     except OSError as error:
@@ -138,8 +161,8 @@ def _text(path: Path) -> str:
     return raw.decode()
 
 
-class _Loader(StrictLoader):
-    """The loader of zamu.yml, bounded: no nesting or repeated alias can eat the memory."""
+class Loader(yaml.SafeLoader):
+    """Safe YAML without dates, secrets and keys that stand twice; no nesting or alias eats the memory."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -147,6 +170,7 @@ class _Loader(StrictLoader):
         self._sizes: dict[int, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """One node, counted."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
         before = self._values
         self._depth += 1
@@ -167,12 +191,29 @@ class _Loader(StrictLoader):
 
 
 def _refuse(problem: str, mark: Any) -> NoReturn:
-    raise yaml.composer.ComposerError(None, None, problem, mark)
+    raise yaml.MarkedYAMLError(None, None, problem, mark)
 
 
-def _no_secret(loader: yaml.SafeLoader, node: yaml.Node) -> NoReturn:
-    words = "a rulebook holds no !vault; secrets are arguments in `sources` of zamu.yml"
-    raise yaml.constructor.ConstructorError(None, None, words, node.start_mark)
+def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue  # refused below
+        if key.value in seen:
+            _refuse(f"the key {key.value!r} stands here twice", key.start_mark)
+        seen.add(key.value)
+    return loader.construct_mapping(node, deep=True)
 
 
-_Loader.add_constructor("!vault", _no_secret)
+def _text_of(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node))
+
+
+def _no_secret(_: yaml.SafeLoader, node: yaml.Node) -> NoReturn:
+    _refuse("a rulebook holds no !vault; secrets are arguments in `sources` of zamu.yml", node.start_mark)
+
+
+# JSON has no dates: what looks like one is text.
+Loader.add_constructor("tag:yaml.org,2002:timestamp", _text_of)
+Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+Loader.add_constructor("!vault", _no_secret)

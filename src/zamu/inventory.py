@@ -38,7 +38,7 @@ class Inventory:
             if found is not None:
                 return found
         name = _canonical(_without_port(text))
-        label = name.partition(".")[0] if _FQDN.fullmatch(name) and not _is_address(name) else ""
+        label = name.partition(".")[0] if _FQDN.fullmatch(name) and not _address(name) else ""
         found = self.aliases.get(label)
         # Of a host that is itself called by an FQDN, only that FQDN is meant.
         return found if found is not None and _canonical(found) == label else None
@@ -51,11 +51,16 @@ def _without_port(text: str) -> str:
     return host if colon and port.isdigit() and ":" not in host else text
 
 
-def _canonical(text: str) -> str:
+def _address(text: str) -> str | None:
+    """An IP address in its one spelling; None for what is none."""
     try:
         return str(ipaddress.ip_address(text))
     except ValueError:
-        return text.rstrip(".").lower()
+        return None
+
+
+def _canonical(text: str) -> str:
+    return _address(text) or text.rstrip(".").lower()
 
 
 def build(hostvars: dict[str, dict[str, Any]]) -> Inventory:
@@ -66,27 +71,18 @@ def build(hostvars: dict[str, dict[str, Any]]) -> Inventory:
     """
     certain: dict[str, set[str]] = {}
     for host, variables in hostvars.items():
-        certain.setdefault(_canonical(host), set()).add(host)
-        address = variables.get("ansible_host")
-        if isinstance(address, str) and "{{" not in address:
-            certain.setdefault(_canonical(address), set()).add(host)
+        for spoken in (host, variables.get("ansible_host")):
+            if isinstance(spoken, str) and "{{" not in spoken:
+                certain.setdefault(_canonical(spoken), set()).add(host)
     derived: dict[str, set[str]] = {}
     for spoken, hosts in certain.items():
         label, dot, _ = spoken.partition(".")
-        if dot and not _is_address(spoken):
+        if dot and not _address(spoken):
             derived.setdefault(label, set()).update(hosts)
     names = {**derived, **certain}
     aliases = {spoken: next(iter(hosts)) for spoken, hosts in names.items() if len(hosts) == 1}
     aliases.update({_canonical(host): host for host in hostvars})
     return Inventory(frozenset(hostvars), aliases)
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def load(path: Path, environment: dict[str, str] | None = None) -> Inventory:
@@ -114,11 +110,7 @@ def variables(path: Path, environment: dict[str, str] | None = None) -> dict[str
             text=True,
             timeout=TIMEOUT,
             check=False,
-            env={
-                **os.environ,
-                **(environment or {}),
-                "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "1",
-            },
+            env={**os.environ, **(environment or {}), "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "1"},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"The inventory {path} cannot be read: {error}.") from error

@@ -4,7 +4,12 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
+from tenacity import RetryCallState, wait_exponential_jitter
+from tenacity.wait import wait_base
+
+
+class Ended(Exception):
+    """What should run for ever returned."""
 
 
 async def keep_running(
@@ -12,7 +17,7 @@ async def keep_running(
     *,
     failed: Callable[[BaseException, float], None],
     back: Callable[[], None] = lambda: None,
-    final: tuple[type[BaseException], ...] = (),
+    final: tuple[type[Exception], ...] = (),
     longest: float = 60,
     well: float = 60,
 ) -> None:
@@ -22,58 +27,29 @@ async def keep_running(
     `longest`). When a life lasts `well` seconds, `back` is called and the pauses begin anew. An
     error of a kind in `final` is raised: starting again would not help.
     """
-
-    def before_sleep(state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        failed(error or Ended(), state.next_action.sleep if state.next_action else 0)
-
-    def may_pass(error: BaseException) -> bool:
-        return isinstance(error, Exception) and not isinstance(error, (*final, _WasWell))
-
-    while True:
-        try:
-            async for attempt in AsyncRetrying(
-                retry=retry_if_exception(may_pass),
-                wait=wait_exponential_jitter(initial=1, max=longest),
-                before_sleep=before_sleep,
-                reraise=True,
-            ):
-                with attempt:
-                    await _live(run, back, well, final)
-        except _WasWell as end:
-            failed(end.error, 0)
-
-
-class Ended(Exception):
-    """It returned, though it should run for ever."""
-
-    def __str__(self) -> str:
-        return "It returned, though it should run for ever."
-
-
-class _WasWell(Exception):
-    """It failed after a long good life."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-async def _live(
-    run: Callable[[], Awaitable[None]],
-    back: Callable[[], None],
-    well: float,
-    final: tuple[type[BaseException], ...],
-) -> None:
     loop = asyncio.get_running_loop()
-    began = loop.time()
-    timer = loop.call_later(well, back)
-    try:
-        await run()
-        raise Ended
-    except Exception as error:
-        if isinstance(error, final) or loop.time() - began < well:
+    wait = wait_exponential_jitter(initial=1, max=longest)
+    attempts = 0
+    while True:
+        began = loop.time()
+        timer = loop.call_later(well, back)
+        try:
+            await run()
+            error: Exception = Ended("It returned, though it should run for ever.")
+        except final:
             raise
-        raise _WasWell(error) from error
-    finally:
-        timer.cancel()
+        except Exception as caught:
+            error = caught
+        finally:
+            timer.cancel()
+        attempts = 0 if loop.time() - began >= well else attempts + 1
+        seconds = pause(wait, attempts) if attempts else 0
+        failed(error, seconds)
+        await asyncio.sleep(seconds)
+
+
+def pause(wait: wait_base, attempts: int) -> float:
+    """How many seconds `wait` has one wait after so many attempts."""
+    state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]
+    state.attempt_number = attempts
+    return wait(state)

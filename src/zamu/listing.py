@@ -5,6 +5,7 @@ Never all of it is in memory at once: who looks may have a million rows.
 """
 
 import asyncio
+import heapq
 import os
 import signal
 import sqlite3
@@ -14,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -50,7 +51,8 @@ _COLUMNS = {
     },
     "messages": {"created_at": 14, "urgency": 7, "title": 44, "state": 9, "channel": 10, "error": 0},
 }
-_STYLES = {
+#: The colours of states and statuses.
+STYLES = {
     "dead": "red",
     "failed": "red",
     "denied": "yellow",
@@ -63,120 +65,101 @@ _STYLES = {
 type Row = dict[str, Any]
 
 
-class _Reader(Protocol):
-    """Reads one kind of thing. Opens the file when there is one, and never makes it."""
+class _Seen:
+    """Which of some numbered things are new or have changed; what is over does not change any more."""
 
-    def news(self) -> Iterator[Row]:
-        """What is new or has changed since the last time, page by page."""
-        ...
+    def __init__(self) -> None:
+        self._last = 0
+        self._open: dict[int, str] = {}
 
-    def close(self) -> None: ...
+    @property
+    def floor(self) -> int:
+        """The number after which there may be news."""
+        return min(self._open, default=self._last + 1) - 1
+
+    def is_news(self, number: int, state: str, over: bool) -> bool:
+        """Whether it was not looked at yet in this state. To be asked in the order of the numbers."""
+        before = self._open.pop(number, None)
+        if not over:
+            self._open[number] = state
+        seen, self._last = number <= self._last, max(number, self._last)
+        return before != state and (before is not None or not seen)
 
 
-class _Events:
-    def __init__(self, state: State, since: datetime | None, last: int | None) -> None:
-        self._path = state.journal
+class News:
+    """What is new or has changed in journal and ledger since the last look, page by page.
+
+    Opens their files when there are some, and never makes one.
+    """
+
+    def __init__(self, state: State, since: datetime | None = None, last: int | None = None) -> None:
+        """From `since` on; and of events the `last` ones that there are, and those that come."""
+        self._state = state
         self._since, self._last = since, last
+        self._recent = timestamp(since) if since else ""
         self._journal: Journal | None = None
-        self._after = 0
-
-    def news(self) -> Iterator[Row]:
-        if self._journal is None:
-            if not self._path.exists():
-                return
-            self._journal = Journal(self._path)
-            self._after = max(
-                self._journal.before(self._since) if self._since else 0,
-                self._journal.before_last(self._last) if self._last else 0,
-            )
-        while page := self._journal.entries(self._after, _PAGE):
-            for entry in page:
-                yield _event(entry)
-            self._after = page[-1].offset
+        self._ledger: Ledger | None = None
+        self._event = 0
+        self._runs, self._letters, self._own = _Seen(), _Seen(), _Seen()
 
     def close(self) -> None:
-        if self._journal is not None:
-            self._journal.close()
+        """Close the files."""
+        for store in (self._journal, self._ledger):
+            if store is not None:
+                store.close()
 
+    def events(self) -> Iterator[Entry]:
+        """Those that came."""
+        if self._journal is None:
+            if not self._state.journal.exists():
+                self._last = None  # what comes into a new file is news
+                return
+            self._journal = journal = Journal(self._state.journal)
+            self._event = max(
+                journal.before(self._since) if self._since else 0,
+                journal.before_last(self._last) if self._last is not None else 0,
+            )
+        while page := self._journal.entries(self._event, _PAGE):
+            yield from page
+            self._event = page[-1].offset
 
-class _Ledgered:
-    """What `_Runs` and `_Messages` share."""
+    def runs(self) -> Iterator[Run]:
+        """Those that began or have another status."""
+        ledger, after = self._opened(), self._runs.floor
+        while page := ledger.runs(after, _PAGE) if ledger else []:
+            for run in page:
+                news = self._runs.is_news(run.number, run.status, run.ended)
+                if news and (run.finished_at or run.created_at) >= self._recent:
+                    yield run
+            after = page[-1].number
 
-    def __init__(self, state: State, since: datetime | None, last: int | None) -> None:
-        self._state = state
-        self._since = timestamp(since) if since else ""
-        self._ledger: Ledger | None = None
-        self._after = 0
+    def letters(self) -> Iterator[Letter]:
+        """Those of the outbox that are new, or delivered."""
+        ledger = self._opened()
+        yield from self._news_of(ledger.letters(after=self._letters.floor) if ledger else [], self._letters)
+
+    def messages(self) -> Iterator[Letter]:
+        """Likewise, with intake's own among them in the order of their times."""
+        book = alarms.read(self._state)
+        own = self._news_of(book.letters if book else [], self._own)
+        return heapq.merge(self.letters(), own, key=lambda letter: letter.created_at)
+
+    def _news_of(self, letters: list[Letter], seen: _Seen) -> Iterator[Letter]:
+        for letter in letters:
+            news = seen.is_news(letter.number, letter.state, letter.state != "waiting")
+            if news and letter.created_at >= self._recent:
+                yield letter
 
     def _opened(self) -> Ledger | None:
         if self._ledger is None and self._state.ledger.exists():
             self._ledger = Ledger(self._state.ledger)
         return self._ledger
 
-    def close(self) -> None:
-        if self._ledger is not None:
-            self._ledger.close()
 
-
-class _Runs(_Ledgered):
-    def __init__(self, state: State, since: datetime | None, last: int | None) -> None:
-        super().__init__(state, since, last)
-        self._open: dict[str, str] = {}
-
-    def news(self) -> Iterator[Row]:
-        ledger = self._opened()
-        if ledger is None:
-            return
-        for known in list(self._open):
-            run = ledger.get(known)
-            if run is not None:
-                yield from self._changed(run)
-        while page := ledger.runs(self._after, _PAGE):
-            for run in page:
-                self._after = run.number
-                yield from self._changed(run)
-
-    def _changed(self, run: Run) -> Iterator[Row]:
-        before = self._open.pop(run.id, None)
-        if not run.ended:
-            self._open[run.id] = run.status
-        if before != run.status and (run.finished_at or run.created_at) >= self._since:
-            yield run.as_json()
-
-
-class _Messages(_Ledgered):
-    def __init__(self, state: State, since: datetime | None, last: int | None) -> None:
-        super().__init__(state, since, last)
-        self._open: dict[tuple[str, int], str] = {}
-        self._alarms = 0
-
-    def news(self) -> Iterator[Row]:
-        """Those of the outbox and intake's own, in the order of their times."""
-        ledger = self._opened()
-        floor = min((number - 1 for kind, number in self._open if kind == "told"), default=self._after)
-        told = ledger.letters(after=floor) if ledger else []
-        book = alarms.read(self._state)
-        floor = min((number - 1 for kind, number in self._open if kind == "own"), default=self._alarms)
-        own = [one for one in book.letters if one.number > floor] if book else []
-        letters = [*(("told", letter) for letter in told), *(("own", letter) for letter in own)]
-        for kind, letter in sorted(letters, key=lambda pair: pair[1].created_at):
-            if letter.created_at >= self._since and self._is_new(kind, letter):
-                yield letter.as_json()
-        self._after = max([self._after, *(letter.number for letter in told)])
-        self._alarms = max([self._alarms, *(letter.number for letter in own)])
-
-    def _is_new(self, kind: str, letter: Letter) -> bool:
-        before = self._open.pop((kind, letter.number), None)
-        if letter.state == "waiting":
-            self._open[kind, letter.number] = letter.state
-        seen = letter.number <= (self._after if kind == "told" else self._alarms)
-        return before != letter.state and (before is not None or not seen)
-
-
-_READERS: dict[str, Callable[[State, datetime | None, int | None], _Reader]] = {
-    "events": _Events,
-    "runs": _Runs,
-    "messages": _Messages,
+_NEWS: dict[str, Callable[[News], Iterator[Entry | Run | Letter]]] = {
+    "events": News.events,
+    "runs": News.runs,
+    "messages": News.messages,
 }
 
 
@@ -190,20 +173,24 @@ def show(kind: str, state: State, since: datetime | None, *, as_json: bool, foll
     terminal = sys.stdout.isatty()
     last = TABLE if terminal and not as_json else None
     try:
-        with closing(_READERS[kind](state, since, last)) as reader:
+        with closing(News(state, since, last)) as news:
             if follow:
-                asyncio.run(_follow(kind, state, reader, as_json))
+                asyncio.run(_follow(kind, state, news, as_json))
             elif terminal and not as_json:
-                _table(kind, reader.news())
+                _table(kind, _rows(kind, news))
             else:
-                for row in reader.news():
+                for row in _rows(kind, news):
                     _line(kind, row, as_json)
         sys.stdout.flush()  # here it is known what to do when nobody reads it
     except sqlite3.Error as error:
         raise ZamuError(f"The {kind} in {state.root} cannot be read: {error}. {mend(error)}") from error
 
 
-async def _follow(kind: str, state: State, reader: _Reader, as_json: bool) -> None:
+def _rows(kind: str, news: News) -> Iterator[Row]:
+    return (one.as_json() for one in _NEWS[kind](news))
+
+
+async def _follow(kind: str, state: State, news: News, as_json: bool) -> None:
     """Print what is new whenever a bell rings, until a signal comes or nobody reads any more."""
     task = asyncio.current_task()
     assert task is not None
@@ -222,7 +209,7 @@ async def _follow(kind: str, state: State, reader: _Reader, as_json: bool) -> No
         ) from error
     try:
         while True:
-            for count, row in enumerate(reader.news()):
+            for count, row in enumerate(_rows(kind, news)):
                 _line(kind, row, as_json, flush=True)
                 if count % 100 == 0:
                     await asyncio.sleep(0)  # so that a signal ends a long list, too
@@ -232,20 +219,6 @@ async def _follow(kind: str, state: State, reader: _Reader, as_json: bool) -> No
     finally:
         bell.close()
         loop.remove_reader(output)
-
-
-def _event(entry: Entry) -> Row:
-    meta = entry.event["meta"]
-    return {
-        "uuid": meta["uuid"],
-        "source": entry.source,
-        "received_at": meta["received_at"],
-        "hosts": meta.get("hosts", []),
-        "state": entry.state,
-        "consumers": entry.consumers,
-        "reason": entry.reason,
-        "event": entry.event,
-    }
 
 
 def _table(kind: str, rows: Iterable[Row]) -> None:
@@ -273,7 +246,7 @@ def _line(kind: str, row: Row, as_json: bool, flush: bool = False) -> None:
 
 
 def _style(name: str, row: Row) -> str:
-    return _STYLES.get(row[name], "") if name in ("state", "status") else ""
+    return STYLES.get(row[name], "") if name in ("state", "status") else ""
 
 
 def _cell(name: str, row: Row) -> str:

@@ -4,15 +4,15 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
-from typing import Any
 
-from tenacity import RetryCallState, wait_exponential
+from tenacity import wait_exponential
 
 from zamu.config import Channel, Config
 from zamu.doorbell import Doorbell, ring
 from zamu.errors import ConfigError
+from zamu.keep import pause
 from zamu.ledger import Letter, Message
 from zamu.ledger.sqlite import Ledger
 from zamu.state import State
@@ -39,15 +39,11 @@ class Outbox:
 
     async def run(self) -> None:
         """Send what is due, whenever somebody rings or something becomes due again."""
-        bell = Doorbell(self._bells, "outbox")
-        try:
+        with closing(self._ledger), closing(Doorbell(self._bells, "outbox")) as bell:
             while True:
                 for letter in self._ledger.due():
                     await self._send(letter)
                 await bell.wait()
-        finally:
-            bell.close()
-            self._ledger.close()
 
     async def _send(self, letter: Letter) -> None:
         channel, errors = await send(self._channels, letter.message)
@@ -85,31 +81,25 @@ async def send(channels: list[Channel], message: Message) -> tuple[str | None, l
 
 def delay(attempts: int) -> timedelta:
     """How long to wait after so many attempts at one message."""
-    state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]
-    state.attempt_number = attempts
-    return timedelta(seconds=_BACKOFF(state))
+    return timedelta(seconds=pause(_BACKOFF, attempts))
 
 
-def understand(channel: Channel) -> tuple[Callable[..., Any] | None, str | None]:
-    """What sends by a channel, or a sentence on why nothing can; without the channel's secrets."""
+def deliver(channel: Channel, message: Message | None) -> str | None:
+    """Send one message by one channel; without a message only look whether that could be done.
+
+    Returns what went wrong, without the channel's secrets.
+    """
     import apprise
 
-    try:
-        url = channel.url.reveal()
-    except ConfigError as error:
-        return None, str(error)
     sender = apprise.Apprise()
-    return (sender.notify, None) if sender.add(url) else (None, "Apprise does not understand its URL.")
-
-
-def deliver(channel: Channel, message: Message) -> str | None:
-    """Send one message by one channel; returns what went wrong, without the channel's secrets."""
-    import apprise
-
-    notify, problem = understand(channel)
-    if notify is None:
-        return problem
-    taken = notify(
+    try:
+        if not sender.add(channel.url.reveal()):
+            return "Apprise does not understand its URL."
+    except ConfigError as error:
+        return str(error)
+    if message is None:
+        return None
+    taken = sender.notify(
         title=message.title,
         body=message.body or message.title,
         notify_type=_KINDS[message.urgency],

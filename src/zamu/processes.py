@@ -19,40 +19,43 @@ def identity(pid: int | None = None) -> str:
     return f"{process.pid}:{process.create_time():.2f}"
 
 
-def alive(name: str | None) -> bool:
-    """Whether the process that `identity` named still runs (a zombie does not)."""
-    if not name:
-        return False
-    pid, _, started = name.partition(":")
+def find(name: str | None) -> psutil.Process | None:
+    """The process that `identity` named, while it runs (a zombie does not)."""
+    pid, _, started = (name or "").partition(":")
     try:
         process = psutil.Process(int(pid))
-        return f"{process.create_time():.2f}" == started and process.status() != psutil.STATUS_ZOMBIE
+        runs = f"{process.create_time():.2f}" == started and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.NoSuchProcess, ValueError):
-        return False
+        return None
+    return process if runs else None
+
+
+def alive(name: str | None) -> bool:
+    """Whether the process that `identity` named still runs."""
+    return find(name) is not None
 
 
 def stopped(name: str | None) -> bool:
     """Whether a process lives, and was halted by a signal, so that it does nothing."""
-    if name is None or not alive(name):
-        return False
+    process = find(name)
     with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(psutil.Process(int(name.partition(":")[0])).status() == psutil.STATUS_STOPPED)
+        return process is not None and process.status() == psutil.STATUS_STOPPED
     return False
 
 
 def end(name: str, patience: float = 10, *, family: bool = False) -> None:
     """End a process: SIGTERM, then after `patience` seconds SIGKILL; its children too as `family`."""
-    if not alive(name):
+    process = find(name)
+    if process is None:
         return
-    try:
-        process = psutil.Process(int(name.partition(":")[0]))
-        doomed = [process, *(process.children(recursive=True) if family else [])]
-    except psutil.NoSuchProcess:
-        return
-    process.terminate()
+    doomed = [process]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        doomed += process.children(recursive=True) if family else []
+        process.terminate()
     _, left = psutil.wait_procs(doomed, timeout=patience)
     for survivor in left:
-        survivor.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            survivor.kill()
     psutil.wait_procs(left, timeout=patience)
 
 

@@ -22,6 +22,8 @@ from zamu.journal import Consumer
 #: Our collection; its plugins, playbooks and roles are found in this repository.
 COLLECTION = "boma.zamu"
 
+#: What the names of rulebooks end with, below a directory.
+SUFFIXES = (".yml", ".yaml")
 _NOT_PLUGINS = {"name", "filters"}
 
 
@@ -72,7 +74,7 @@ class Rulebooks:
 
 
 def load(directory: Path, overlays: dict[str, dict[str, Any]]) -> Rulebooks:
-    """Read all `*.yml` below `directory`. `overlays` adds arguments to sources by their name.
+    """Read all rulebooks below `directory`. `overlays` adds arguments to sources by their name.
 
     Raises RulebookError with a line for each thing that is wrong.
     """
@@ -100,7 +102,7 @@ def refuse_unused(overlays: dict[str, dict[str, Any]], rulebooks: Rulebooks) -> 
 
 
 def read(paths: Iterable[Path], overlays: dict[str, dict[str, Any]]) -> tuple[Rulebooks, list[Finding]]:
-    """Read rulebooks, and all `*.yml` below directories; what cannot be used is left out, and found.
+    """Read rulebooks, and all that lie below directories; what cannot be used is left out, and found.
 
     Raises RulebookError when there is nothing to read.
     """
@@ -112,13 +114,14 @@ def read(paths: Iterable[Path], overlays: dict[str, dict[str, Any]]) -> tuple[Ru
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        files = [file for file in sorted(path.glob("**/*.yml")) if not file.is_dir()]
+        files = [file for file in sorted(path.glob("**/*")) if file.suffix in SUFFIXES and not file.is_dir()]
     else:
         files = [path] if os.path.lexists(path) else []
     if not files:
+        what = "rulebook (*.yml or *.yaml) in" if path.is_dir() else "rulebook"
         raise RulebookError(
-            f"There is no rulebook (*.yml) in {path}. Start zamu where your rulebooks/ is, "
-            "or name the directory as `rulebooks` in zamu.yml."
+            f"There is no {what} {path}. Mend the name, start zamu where your rulebooks/ is, or name the "
+            "directory as `rulebooks` in zamu.yml."
         )
     return files
 
@@ -253,9 +256,10 @@ def find_plugin(name: str, kind: str, directory: Path, collections: Sequence[Pat
         if os.path.isfile(candidate):  # False even for a name that no file can have
             return candidate
     known = sorted(path.stem for path in (HOME / f"{kind}s").glob("[a-z]*.py"))
+    looked = ", ".join(map(str, dict.fromkeys(candidates))) or "nothing"
     raise RulebookError(
-        f"There is no {kind.replace('_', ' ')} {name!r}. Looked for "
-        f"{', '.join(map(str, candidates)) or 'nothing'}; zamu's own are {', '.join(known) or 'none'}."
+        f"There is no {kind.replace('_', ' ')} {name!r}. Looked for {looked}; zamu's own are "
+        f"{', '.join(known) or 'none'}."
     )
 
 

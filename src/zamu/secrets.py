@@ -20,8 +20,8 @@ class Secret:
 
     def __init__(self, reference: str, vault_password: str | None = None) -> None:
         """`reference` is checked at once; the secret itself is read at each `reveal`."""
-        kind = reference.partition(":")[0]
-        if kind not in {"env", "file"} and not reference.startswith(VAULT_HEADER):
+        self._kind, _, self._name = reference.partition(":")
+        if self._kind not in {"env", "file"} and not reference.startswith(VAULT_HEADER):
             raise ValueError(
                 "a secret may not stand here in the clear; name it as env:NAME or file:/path, "
                 "or encrypt it with `ansible-vault encrypt_string`"
@@ -35,22 +35,22 @@ class Secret:
     @property
     def file(self) -> Path | None:
         """The file that holds it in the clear, where one does."""
-        kind, _, name = self._reference.partition(":")
-        return Path(name).expanduser() if kind == "file" else None
+        return Path(self._name).expanduser() if self._kind == "file" else None
 
     def reveal(self) -> str:
         """The secret, without the line end of a file. Raises ConfigError."""
-        kind, _, name = self._reference.partition(":")
-        if self._reference.startswith(VAULT_HEADER):
-            return _decrypt(self._reference, self._vault_password)
-        if kind == "env":
+        name = self._name
+        if self._kind == "env":
             if not os.environ.get(name):
                 raise ConfigError(f"The environment variable {name} is not set or is empty.")
             return os.environ[name]
+        if self.file is None:
+            return _decrypt(self._reference, self._vault_password)
         try:
-            text = Path(name).expanduser().read_text().strip()
+            text = self.file.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"The secret in file {name} cannot be read: {error}.") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"The secret in file {name} cannot be read: {reason}.") from error
         if not text:
             raise ConfigError(f"The secret in file {name} is empty.")
         return text

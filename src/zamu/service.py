@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -37,7 +38,7 @@ _END_PATIENCE = 20
 
 def run_intake(config: Config, state: State) -> int:
     """The process `zamu intake`."""
-    _begin(state, "intake")
+    state.lock("intake")
     journal = Journal(state.journal)
     rulebooks = load(config.rulebooks, config.sources)
     intake = Intake(config, state, rulebooks, journal, routes(state, journal), partial(_usable, config))
@@ -49,7 +50,7 @@ def run_intake(config: Config, state: State) -> int:
 
 def run_engine(config: Config, state: State) -> int:
     """The process `zamu engine`: the rules engine's supervisor, and the outbox's sender."""
-    _begin(state, "engine")
+    state.lock("engine")
     rulebooks = load(config.rulebooks, config.sources)
     supervisor = Supervisor(config, state, rulebooks, partial(_usable, config))
     outbox = Outbox(config, state)
@@ -74,7 +75,6 @@ def run_all(config: Config, state: State, options: list[str]) -> int:
 
     `options` are the global options, handed on to the children.
     """
-    state.create()
     load(config.rulebooks, config.sources)  # refused here, before anything starts
     state.lock("run")
     os.environ[SHOWN] = "1"
@@ -91,12 +91,9 @@ def run_all(config: Config, state: State, options: list[str]) -> int:
 
 
 async def _introduce(config: Config, state: State) -> None:
-    bell = Doorbell(state.bells, "engine")
-    try:
+    with closing(Doorbell(state.bells, "engine")) as bell:
         while not health(state).ready:
             await bell.wait(0.5)
-    finally:
-        bell.close()
     introduce(config, state)
 
 
@@ -112,11 +109,7 @@ async def _keep(part: str, options: list[str], patience: float) -> None:
         nonlocal lives
         lives += 1
         child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "zamu",
-            *options,
-            part,
+            *(sys.executable, "-m", "zamu", *options, part),
             stdin=asyncio.subprocess.DEVNULL,
             preexec_fn=processes.die_with_parent(signal.SIGTERM),
         )
@@ -133,11 +126,6 @@ async def _keep(part: str, options: list[str], patience: float) -> None:
         log.warning("%s It is started again in %.0f s.", error, pause)
 
     await keep_running(live, failed=failed, final=(ZamuError,), longest=30)
-
-
-def _begin(state: State, part: str) -> None:
-    state.create()
-    state.lock(part)
 
 
 def _until_signalled(

@@ -4,7 +4,6 @@
 import fcntl
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,56 +11,29 @@ from zamu.errors import AlreadyRunning
 from zamu.processes import alive, identity
 
 
-@dataclass(frozen=True)
 class State:
     """The state directory. Nothing of it is shared with another zamu."""
 
-    root: Path
-
-    @property
-    def journal(self) -> Path:
-        """Everything that was accepted."""
-        return self.root / "journal.db"
-
-    @property
-    def ledger(self) -> Path:
-        """Everything that was intended, done and told."""
-        return self.root / "ledger.db"
-
-    @property
-    def engine(self) -> Path:
-        """The composed rulebook, its variables and the engine's own store."""
-        return self.root / "engine"
-
-    @property
-    def bells(self) -> Path:
-        """Doorbells: one socket for each process that waits for news."""
-        return self.root / "bells"
-
-    @property
-    def tokens(self) -> Path:
-        """Tokens that zamu made for webhook sources to which none was given."""
-        return self.root / "tokens"
-
-    @property
-    def memories(self) -> Path:
-        """What sources have to know again after a restart."""
-        return self.root / "sources"
-
-    @property
-    def logs(self) -> Path:
-        """What the engine and each playbook printed."""
-        return self.root / "logs"
-
-    @property
-    def gate(self) -> Path:
-        """What the gate has to know, written by the engine's supervisor."""
-        return self.root / "engine" / "gate.json"
-
-    @property
-    def alarms(self) -> Path:
-        """What intake knows to be wrong with zamu itself, and what was told of it."""
-        return self.root / "alarms.json"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        #: Everything that was accepted.
+        self.journal = root / "journal.db"
+        #: Everything that was intended, done and told.
+        self.ledger = root / "ledger.db"
+        #: The composed rulebook, its variables and the engine's own store.
+        self.engine = root / "engine"
+        #: Doorbells: one socket for each process that waits for news.
+        self.bells = root / "bells"
+        #: Tokens that zamu made for webhook sources to which none was given.
+        self.tokens = root / "tokens"
+        #: What sources have to know again after a restart.
+        self.memories = root / "sources"
+        #: What the engine and each playbook printed.
+        self.logs = root / "logs"
+        #: What the gate has to know, written by the engine's supervisor.
+        self.gate = self.engine / "gate.json"
+        #: What intake knows to be wrong with zamu itself, and what was told of it.
+        self.alarms = root / "alarms.json"
 
     def create(self) -> None:
         """Make the directories. Others than owner and group see nothing of them."""
@@ -82,10 +54,11 @@ class State:
         write_atomically(self.root / f"{part}.json", json.dumps(facts))
 
     def lock(self, part: str) -> int:
-        """Be the only ``part`` of this directory until the process ends.
+        """Be the only ``part`` of this directory, which is made, until the process ends.
 
         The lock is the kernel's, so it cannot outlive its process. Raises AlreadyRunning.
         """
+        self.create()
         handle = os.open(self.root / f"{part}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,7 +6,9 @@ it is on disk.
 """
 
 import asyncio
+import json
 import logging
+import os
 import resource
 import socket
 import ssl
@@ -28,8 +30,9 @@ log = logging.getLogger("zamu.intake")
 RETRY_AFTER = "10"
 #: Open files that intake needs beside its connections: databases, logs, sockets of sources.
 _OTHER_FILES = 200
-_TAKEN = '{"status": "accepted"}'
+_TAKEN = '{"status": "accepted"}\n'  # the line end is for people who read it in a terminal
 _JSON = "application/json; charset=utf-8"
+_GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 type _Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -216,9 +219,11 @@ class Server:
             )
             await site.start()
         except OSError as error:
+            # asyncio's own words name the address once more.
+            reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
             raise ConfigError(
-                f"zamu cannot listen on {self._options.listen}: {error.strerror}. Stop what listens "
-                "there, or set intake.listen in zamu.yml."
+                f"zamu cannot listen on {self._options.listen}: {reason}. Stop what listens there, or set "
+                "intake.listen in zamu.yml."
             ) from error
 
     @property
@@ -239,7 +244,10 @@ class Server:
         try:
             return await self._dispatch(request) or _accept(request)
         except Refusal as refusal:
-            return _refuse(refusal)
+            response = _refuse(refusal)
+            if _waits(request):
+                response.force_close()  # what comes next may be the body or not: the sender chooses
+            return response
         except InvalidEvent as error:
             return _refuse(Refusal(422, str(error)))
         except JournalFull as error:
@@ -282,6 +290,8 @@ class Server:
             if request.content.is_eof():  # it came with its headers, as most do
                 self._hold(body, request.content.read_nowait())
                 return
+            if _waits(request) and request.transport is not None:
+                request.transport.write(_GO_ON)
             async with asyncio.timeout(self.limits.body_time.total_seconds()):
                 async for chunk in request.content.iter_any():
                     self._hold(body, chunk)
@@ -305,6 +315,15 @@ class Server:
         return Refusal(413, f"The body is larger than {self.limits.body} bytes.", {"Connection": "close"})
 
 
+def _waits(request: web.BaseRequest) -> bool:
+    """Whether the sender may hold its body back until it is told to go on, as curl does with a large one."""
+    return (
+        request.headers.get("Expect", "").lower() == "100-continue"
+        and request.version == HttpVersion11
+        and not request.content.is_eof()
+    )
+
+
 def _allow_files(number: int) -> None:
     """Raise this process's own bound on open files to `number`, as far as it may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -318,7 +337,9 @@ def _allow_files(number: int) -> None:
 
 
 def _refuse(refusal: Refusal) -> web.Response:
-    response = web.json_response({"error": refusal.message}, status=refusal.status, headers=refusal.headers)
+    text = json.dumps({"error": refusal.message}) + "\n"
+    headers = {"Content-Type": _JSON, **refusal.headers}
+    response = web.Response(text=text, status=refusal.status, headers=headers)
     if refusal.headers.get("Connection") == "close":
         response.force_close()
     return response

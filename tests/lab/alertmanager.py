@@ -33,8 +33,10 @@ def quoted(name: str, value: str) -> str:
 class Alertmanager:
     """An Alertmanager that posts to `url` with a bearer token; use it with `with`, or `stop()`."""
 
-    def __init__(self, url: str, token: str | None = None) -> None:
+    def __init__(self, url: str, token: str | None = None, group_by: str = "...") -> None:
+        """Alerts are grouped by one label; by default by all of them, so that each is a group."""
         self.url = url
+        self.group_by = group_by
         self.token = token or secrets.token_urlsafe()
         self.api_url = ""
         self._directory: Path | None = None
@@ -132,7 +134,7 @@ class Alertmanager:
         config = {
             "route": {
                 "receiver": "zamu",
-                "group_by": ["..."],
+                "group_by": [self.group_by],
                 "group_wait": "1s",
                 "group_interval": "5s",
                 "repeat_interval": "1h",

@@ -2,15 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # Builds the image of the lab's hosts from Debian packages alone; no image registry is asked.
 #
-#   sh tests/lab/image.sh
+#   sh tests/lab/image.sh       of Debian 12
+#   sh tests/lab/image.sh 13    of Debian 13
 #
 # Run it as often as you like: the image is built again only when this file changes, and the
 # Debian tree below it (.cache/lab/) only when the list of packages does.
 # ZAMU_LAB_MIRROR overrides the Debian mirror, which otherwise is the one this machine's apt uses.
 set -eu
 
-image=localhost/debian-systemd:12
-suite=bookworm
+release=${1:-12}
+image=localhost/debian-systemd:$release
 packages=python3,systemd,systemd-sysv,dbus,openssh-server,iproute2,ca-certificates,sudo
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -117,6 +118,11 @@ UNIT
         apt-daily.timer apt-daily-upgrade.timer
 }
 
+case $release in
+    12) suite=bookworm ;;
+    13) suite=trixie ;;
+    *) fail "There is no image of Debian '$release': name 12 or 13." ;;
+esac
 [ "$(id -u)" -eq 0 ] || fail "The lab's hosts need root: run sudo sh tests/lab/image.sh."
 mkdir -p "$cache"
 # Two test runs at once build one image.

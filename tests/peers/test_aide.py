@@ -91,19 +91,11 @@ class Host:
     def waiting(self) -> list[Path]:
         return sorted(self.spool.glob("*.json"))
 
-    async def report(self, url: str, *more: str) -> tuple[int, str]:
+    async def report(self, url: str, *more: str, program: tuple[str, ...] = ()) -> tuple[int, str]:
         """Run the reporter as the service does; its exit status and what it said."""
         process = await asyncio.create_subprocess_exec(
-            *(
-                "/usr/bin/python3",
-                str(REPORTER),
-                "--url",
-                url,
-                "--token-file",
-                str(self.token),
-                "--host",
-                "web1",
-            ),
+            *("/usr/bin/python3", *program, str(REPORTER)),
+            *("--url", url, "--token-file", str(self.token), "--host", "web1"),
             *("--config", str(self.config), "--spool", str(self.spool), "--patience", "0", *more),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -245,12 +237,12 @@ async def test_a_damaged_database_is_suspicious(
         assert found["status"] in ("changed", "failed")  # AIDE 0.19 fails where 0.18 goes on
 
 
-async def test_a_report_of_twenty_thousand_changes_is_cut_with_the_totals_kept(
+async def test_a_report_of_ten_thousand_changes_is_cut_with_the_totals_kept(
     tmp_path: Path, journal: Journal, host: Host
 ) -> None:
     # In one directory AIDE itself would take minutes.
     files = [
-        host.tree / f"a-directory-with-a-long-name-{one // 100:03}" / f"{one:05}" for one in range(20_000)
+        host.tree / f"a-directory-with-a-long-name-{one // 100:03}" / f"{one:05}" for one in range(10_000)
     ]
     for file in files:
         file.parent.mkdir(exist_ok=True)
@@ -262,8 +254,8 @@ async def test_a_report_of_twenty_thousand_changes_is_cut_with_the_totals_kept(
     async with aide(tmp_path, journal, host) as house:
         assert house.server.limits.body == 1_048_576
         found = await check(house, host)
-        assert (found["changed"], len(found["entries"])) == (20_001, 100)
-        assert found["truncated"] == 19_901
+        assert (found["changed"], len(found["entries"])) == (10_001, 100)
+        assert found["truncated"] == 9_901
 
 
 async def test_what_zamu_did_not_take_is_kept_and_posted_at_the_next_run(
@@ -366,17 +358,37 @@ async def test_a_report_that_is_refused_for_good_does_not_hold_up_the_next(host:
         assert json.loads(left.read_bytes())["exit_code"] == 0
 
 
-async def test_garbage_and_silence_keep_the_report(host: Host) -> None:
-    async def garbage(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+#: Runs the reporter so that it waits for some seconds, and not for a minute.
+IMPATIENT = (
+    f"import runpy, sys; sys.path.insert(0, {str(REPORTER.parent)!r}); import zamu_post; "
+    "zamu_post.SILENCE, zamu_post.PATIENCE = 1, 3; del sys.argv[0]; "
+    "runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "drips", "words"),
+    [
+        (b"\x00garbage\r\n\r\n", False, "this is no HTTP"),
+        (b"", True, "timed out"),
+        (b"HTTP/1.1 202 Accepted\r\nContent-Length: 100\r\n\r\n" + b"x" * 99, True, "it took more than 3 s"),
+    ],
+    ids=["garbage", "silence", "an answer that drips"],
+)
+async def test_what_is_no_answer_keeps_the_report(host: Host, answer: bytes, drips: bool, words: str) -> None:
+    async def misbehave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(10)
-        writer.write(b"\x00garbage\r\n\r\n")
+        for byte in answer:
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0.1 if drips else 0)
+        while drips and await reader.read(65_536):
+            pass  # until the reporter goes
         writer.close()
 
-    async with await asyncio.start_server(garbage, "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(misbehave, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        code, said = await host.report(f"http://127.0.0.1:{port}/aide")
-        assert code == 1
-        assert "Traceback" not in said
+        code, said = await host.report(f"http://127.0.0.1:{port}/aide", program=("-c", IMPATIENT))
+        assert (code, words in said, "Traceback" in said) == (1, True, False), said
         assert len(host.waiting) == 1
 
 

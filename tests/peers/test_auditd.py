@@ -264,6 +264,24 @@ async def test_rotations_kills_of_auditd_and_pauses_of_zamu_lose_and_double_noth
         assert all(entry.state != "dead" for entry in house.entries)
 
 
+async def test_a_burst_of_10_000_after_auditd_stood_still_is_heard_to_the_last(
+    tmp_path: Path, journal: Journal, auditd: Auditd
+) -> None:
+    names = [f"user{number}" for number in range(10_000)]
+    async with source(tmp_path, journal, auditd.log) as house:
+        assert auditd.process is not None
+        auditd.process.send_signal(signal.SIGSTOP)
+        for name in names[:50]:  # for which the kernel has room
+            auditd.account(name)
+        await asyncio.sleep(2.5)  # longer than the silence after which an event is told
+        assert (house.entries, house.said) == ([], [])
+        auditd.process.send_signal(signal.SIGCONT)
+        await asyncio.to_thread(lambda: [auditd.account(name) for name in names[50:]])
+        await until(lambda: journal.last_offset() >= len(names))
+        assert sorted(accounts(house)) == sorted(names)
+        assert (len(house.entries), house.said) == (len(names), [])
+
+
 async def test_laurel_says_the_same(tmp_path: Path, journal: Journal, auditd: Auditd) -> None:
     auditd.watch()
     auditd.touch(b"pass wd%41")
@@ -388,13 +406,14 @@ async def test_the_reporter_posts_in_batches_and_goes_on_where_it_was_refused(
             (host.state / "place.json").write_text(broken)
             code, said = await host.report(url)
             assert (code, said.count("cannot be read")) == (0, 1), (number, said)
-        assert len(house.events) == 10_000  # all that the log held, and nothing twice
+            assert len(house.events) == 10_000  # all that the log held, and nothing twice
+            auditd.log.write_text("".join(lines[:500]))
         huge = "".join(
             f'type=PATH msg=audit(1700000001.000:1): item={number} name="/{"x" * 3_000}"\n'
             for number in range(500)
         )
         syscall = 'type=SYSCALL msg=audit(1700000001.000:1): success=yes key="identity"\n'
-        auditd.log.write_text("".join(lines) + syscall + huge)
+        auditd.log.write_text("".join(lines[:500]) + syscall + huge)
         assert await host.report(url) == (0, "")
         assert audits(house)[-1]["id"] == "1700000001.000:1"
 

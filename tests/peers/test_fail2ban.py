@@ -342,3 +342,17 @@ async def test_a_zamu_that_is_away_or_slow_holds_up_no_ban_and_loses_none(
         told = [one for one in heard(house, "action") if not one[1].startswith("192.0.2.")]
         assert told == [*(("ban", ip) for ip in many), ("unban", many[0])]
         assert fail2ban.said("ERROR") == 0, fail2ban.log.read_text()
+
+
+async def test_a_burst_of_10_000_bans_is_heard_to_the_last(
+    tmp_path: Path, journal: Journal, fail2ban: Fail2ban
+) -> None:
+    many = [f"2001:db8::{number:x}" for number in range(1, 10_001)]
+    jails = (fail2ban.config / "jail.local").read_text()
+    fail2ban.write("jail.local", jails.replace("action = lab", "action ="))  # which takes it 10 ms for each
+    await fail2ban.start()
+    async with zamu(tmp_path, journal, fail2ban.log) as house:
+        await asyncio.to_thread(fail2ban.client, "set", "sshd", "banip", *many)
+        await until(lambda: journal.last_offset() >= len(many))
+        assert sorted(heard(house, "log")) == sorted(("ban", ip) for ip in many)
+        assert len(house.entries) == len(many)

@@ -175,3 +175,18 @@ async def test_one_of_two_source_addresses_is_denied(tmp_path: Path, journal: Jo
         assert last(house)["reason"] == "These of 2 paths do not work: direct."
         nginx.stop()
         await until(lambda: (last(house)["aspect"], last(house)["state"]) == ("paths", "bad"), house)
+
+
+async def test_a_burst_of_10_000_answers_is_told_to_the_last(
+    tmp_path: Path, journal: Journal, nginx: Nginx
+) -> None:
+    nginx.start()
+    paths = {f"way {number}": f"127.0.0.{number}" for number in range(2, 7)}
+    check = {"tcp": f"127.0.0.1:{nginx.port}", "interval": "1h", "paths": paths}
+    checks = {f"target {number}": check for number in range(2_000)}
+    async with hosting(tmp_path, journal) as house:
+        await house.start(house.source("http_check", checks=checks, announce=True))
+        await until(lambda: journal.last_offset() >= 12_000, house)
+        told = {(one["name"], one["path"], one["state"]) for one in (e["check"] for e in house.events)}
+        assert told == {(name, path, "good") for name in checks for path in (None, *paths)}
+        assert len(house.entries) == 12_000

@@ -5,10 +5,7 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import signal
-import socket
-import struct
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,6 +17,7 @@ import psutil
 import pytest
 
 from harness import wait_until
+from peers.namespaces import WITHIN, Namespace
 from peers.packages import packages
 from unit.hosting import Hosting, hosting
 from zamu.journal.sqlite import Journal
@@ -27,9 +25,6 @@ from zamu.state import State
 
 pytestmark = pytest.mark.peer
 
-WITHIN = 90
-MACHINE = Path("/etc/machine-id").read_text().strip()
-BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
 EARLIER_BOOT = "b114a03431e342f1b121d9b87b92f5bd"
 
 
@@ -49,83 +44,6 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     found = Journal(state.journal)
     yield found
     found.close()
-
-
-class Namespace:
-    """A journald for one namespace; `import_` adds entries that only systemd or the kernel could write."""
-
-    def __init__(self) -> None:
-        self.name = f"zamu{os.getpid()}x{time.monotonic_ns() % 10**6}"
-        self.runtime = Path(f"/run/systemd/journal.{self.name}")
-        self.directories = [
-            Path(root, f"{MACHINE}.{self.name}") for root in ("/var/log/journal", "/run/log/journal")
-        ]
-        self._process: subprocess.Popen[bytes] | None = None
-        self._imported = 0
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(
-            ["/lib/systemd/systemd-journald", self.name], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-        wait_until(
-            lambda: (self.runtime / "socket").exists() and self._answers(), WITHIN, lambda: "no journald"
-        )
-
-    def _answers(self) -> bool:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as wire:
-            return wire.connect_ex(str(self.runtime / "socket")) == 0
-
-    def stop(self, how: int = signal.SIGTERM) -> None:
-        assert self._process is not None
-        self._process.send_signal(how)
-        self._process.wait(WITHIN)
-
-    def remove(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self.stop()
-        for directory in (self.runtime, *self.directories):
-            shutil.rmtree(directory, ignore_errors=True)
-
-    def say(self, *fields: tuple[str, bytes]) -> None:
-        """Send an entry by the native protocol."""
-        data = b"".join(
-            name.encode() + b"\n" + struct.pack("<Q", len(value)) + value + b"\n" for name, value in fields
-        )
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as wire:
-            wire.sendto(data, str(self.runtime / "socket"))
-
-    def log(self, text: str, tag: str = "zamu-test") -> None:
-        subprocess.run(["logger", "-u", str(self.runtime / "dev-log"), "-t", tag, "--", text], check=True)
-
-    def import_(self, boot: str = BOOT, **fields: str) -> None:
-        """Add an entry with any fields, which no program could send."""
-        self._imported += 1
-        lines = [
-            f"__REALTIME_TIMESTAMP={time.time_ns() // 1_000}",
-            f"__MONOTONIC_TIMESTAMP={time.monotonic_ns() // 1_000}",
-            f"_BOOT_ID={boot}",
-            *(f"{name}={value}" for name, value in fields.items()),
-        ]
-        directory = next(one for one in self.directories if one.exists())
-        subprocess.run(
-            ["/lib/systemd/systemd-journal-remote", "-o", directory / f"import{self._imported}.journal", "-"],
-            input="\n".join(lines).encode() + b"\n\n",
-            check=True,
-            capture_output=True,
-        )
-
-    def failed(self, unit: str, boot: str = BOOT) -> None:
-        """What systemd itself writes when a unit has failed."""
-        self.import_(
-            boot,
-            _TRANSPORT="journal",
-            _PID="1",
-            _UID="0",
-            MESSAGE_ID="d9b373ed55a64feb8242e02dbe79a49c",
-            UNIT=unit,
-            UNIT_RESULT="exit-code",
-            MESSAGE=f"{unit}: Failed with result 'exit-code'.",
-        )
 
 
 @pytest.fixture
@@ -259,7 +177,7 @@ async def test_nothing_is_lost_while_zamu_is_off_whatever_boot_it_was(
 async def test_a_burst_and_killed_journalctls_and_journalds_lose_and_double_nothing(
     tmp_path: Path, journal: Journal, namespace: Namespace
 ) -> None:
-    total = 3_000
+    total = 10_002
     async with journald(tmp_path, journal, namespace, presets=[], matches=[{"BURST": "yes"}]) as house:
 
         def send(begin: int) -> None:
@@ -279,6 +197,20 @@ async def test_a_burst_and_killed_journalctls_and_journalds_lose_and_double_noth
         await until(lambda: journal.last_offset() > total)
         assert sorted(map(int, messages(house))) == list(range(total + 1))
         assert len(house.entries) == total + 1
+
+
+async def test_a_journalctl_that_does_not_get_on_is_waited_for(
+    tmp_path: Path, journal: Journal, namespace: Namespace
+) -> None:
+    async with journald(tmp_path, journal, namespace, matches=[{"BURST": "yes"}]) as house:
+        [process] = followers(namespace)
+        process.suspend()
+        for number in range(1_000):
+            namespace.say(("BURST", b"yes"), ("MESSAGE", str(number).encode()))
+        process.resume()
+        await until(lambda: journal.last_offset() >= 1_000)
+        assert messages(house) == [str(number) for number in range(1_000)]
+        assert house.said == []
 
 
 async def test_a_journal_that_is_not_there_yet_is_waited_for(

@@ -163,9 +163,7 @@ async def ready(broker: Mosquitto, times: int = 1) -> None:
 
 
 async def heard(house: Hosting, broker: Mosquitto, count: int) -> list[Any]:
-    await until(
-        lambda: len(house.entries) >= count, lambda: (len(house.entries), house.said, broker.said()), 240
-    )
+    await until(lambda: house.journal.last_offset() >= count, lambda: (house.said, broker.said()), 240)
     assert len(house.entries) == count
     return [event["mqtt"]["payload"] for event in house.events]
 
@@ -255,7 +253,6 @@ async def test_a_burst_of_10_000_is_heard_in_order(tmp_path: Path, journal: Jour
             await ready(broker)
             lines = [str(number) for number in range(10_000)]
             await broker.pub("-t", "test/burst", "-q", "1", lines=lines, version=version)
-            await until(lambda: house.journal.last_offset() >= 10_000, broker.said, 300)
             assert await heard(house, broker, 10_000) == list(range(10_000))
 
 
@@ -372,6 +369,8 @@ async def test_tls_with_a_client_certificate(tmp_path: Path, journal: Journal, v
             lines = [str(number) for number in range(2_000)]
             await broker.pub("-t", "test/tls", "-q", "1", lines=lines)
             assert await heard(house, broker, 2_000) == list(range(2_000))
+            # Below the broker has another name, under which nothing is known of what was not acknowledged.
+            await until(lambda: broker.log.count("Received PUBACK from zamu") >= 2_000, broker.said)
         refusals = {
             "IP address mismatch": good | {"url": f"mqtts://127.0.0.1:{broker.port}"},
             "self-signed certificate|unable to get local issuer": {

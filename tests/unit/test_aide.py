@@ -459,21 +459,6 @@ async def test_a_strange_field_does_not_hide_the_others(
         assert (check["status"], check["exit_code"]) == ("changed", 4)
 
 
-async def test_ten_thousand_reports_are_ten_thousand_events(tmp_path: Path, journal: Journal) -> None:
-    async with aide(tmp_path, journal) as house:
-        free = asyncio.Semaphore(100)
-
-        async def send(number: int) -> int:
-            async with free:
-                return (await house.post({"exit_code": 4, "host": "web1", "time": str(number)})).status
-
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(send(number % 10_000)) for number in range(10_500)]
-        assert {task.result() for task in tasks} == {202}
-        found = [event["aide"]["started_at"] for event in house.hosting.events]
-        assert sorted(found, key=int) == [str(number) for number in range(10_000)]
-
-
 async def until(house: House, count: int) -> list[dict[str, Any]]:
     async with asyncio.timeout(WITHIN):
         while len(house.hosting.entries) < count:
@@ -535,6 +520,20 @@ async def test_a_file_that_is_being_written_is_left_until_it_stays_as_it_is(
                 await asyncio.sleep(0.2)  # written on while it is looked at several times
         [event] = await until(house, 1)
         assert event["aide"]["total"] == 12
+
+
+async def test_a_file_whose_writer_pauses_for_long_is_read_again_when_it_is_whole(
+    tmp_path: Path, journal: Journal
+) -> None:
+    path = tmp_path / "report.json"
+    body = sample(RC7)
+    async with aide(tmp_path, journal, file=str(path), poll_interval="0s") as house:
+        path.write_bytes(body[:2_000])
+        await until(house, 1)
+        assert house.hosting.entries[0].state == "dead"
+        with path.open("ab") as file:
+            file.write(body[2_000:])
+        assert (await until(house, 2))[1]["aide"]["total"] == 12
 
 
 @pytest.mark.parametrize("body", [b"{", b"no report", b"\x00" * 100])

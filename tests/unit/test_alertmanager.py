@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientTimeout, web
 
 from harness import ROOT, alert, group
 from unit.helpers import SAMPLES
@@ -46,6 +46,7 @@ class Api:
     def __init__(self) -> None:
         self.answer: bytes = b"[]"
         self.status = 200
+        self.pause = 0.0
         self.asked: list[web.BaseRequest] = []
         self.url = ""
 
@@ -62,6 +63,7 @@ class Api:
 
     async def _reply(self, request: web.BaseRequest) -> web.StreamResponse:
         self.asked.append(request)
+        await asyncio.sleep(self.pause)
         return web.Response(status=self.status, body=self.answer, content_type="application/json")
 
 
@@ -238,6 +240,22 @@ async def test_an_api_that_is_down_is_503_and_what_came_is_stored(tmp_path: Path
         assert [event["alert"]["status"] for event in house.events] == ["resolved"]
 
 
+async def test_an_api_that_does_not_get_on_is_503_and_what_came_is_stored(
+    tmp_path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Api() as api, alertmanager(tmp_path, journal, api_url=api.url) as house:
+        api.pause = 2
+        monkeypatch.setattr("aiohttp.ClientTimeout", lambda total: ClientTimeout(total=total / 20))
+        waiting = asyncio.create_task(house.post(group(alert("X"), truncatedAlerts=1)))
+        await asyncio.sleep(0.1)
+        assert (await house.post(group(alert("X", fingerprint="2")))).status == 202
+        assert not waiting.done()
+        refused = await waiting
+        assert refused.status == 503
+        assert refused.error.endswith("did not give the rest: TimeoutError.")
+        assert len(house.events) == 2
+
+
 async def test_without_an_api_a_cut_group_is_taken_and_the_loss_is_logged(
     tmp_path: Path, journal: Journal, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -320,8 +338,8 @@ def without(field: str) -> dict[str, Any]:
         ({**alert("X"), "labels": {"instance": 3}}, "alert: labels.instance: Input should be a valid string"),
         ({**alert("X"), "fingerprint": ""}, "alert: fingerprint: String should have at least 1 character"),
         ({**alert("X"), "startsAt": None}, "alert: startsAt: Input should be a valid string"),
-        ("text", "alert: : Input should be a valid dictionary"),
-        (None, "alert: : Input should be a valid dictionary"),
+        ("text", "alert: the whole: Input should be a valid dictionary"),
+        (None, "alert: the whole: Input should be a valid dictionary"),
     ],
 )
 async def test_an_alert_that_cannot_be_read_is_kept_and_the_others_are_events(

@@ -2,6 +2,7 @@
 """The source `auditd` as intake hosts it, with what auditd and laurel really wrote."""
 
 import asyncio
+import functools
 import json
 import os
 import runpy
@@ -20,6 +21,7 @@ from unit.hosting import Answer, Hosting, hosting
 from zamu.errors import ConfigError
 from zamu.intake.tail import BLOCK
 from zamu.journal.sqlite import Journal
+from zamu.keep import keep_running
 
 HOSTS: dict[str, dict[str, Any]] = {"web1": {}, "web2": {}}
 RAW = (
@@ -234,7 +236,7 @@ async def test_a_line_that_cannot_be_read_is_kept_and_the_others_are_events(
 @pytest.mark.parametrize(
     ("body", "field"),
     [
-        ([], "Input should be"),
+        ([], "The body is not an object."),
         ({"lines": []}, "host: "),
         ({"host": "", "lines": []}, "host: "),
         ({"host": "web1", "lines": "text"}, "lines: "),
@@ -347,6 +349,32 @@ async def test_an_event_without_an_end_is_told_after_a_silence(tmp_path: Path, j
         await until(lambda: len(house.events) == 2)
 
 
+async def test_a_log_that_is_written_slowly_is_read_record_by_record(
+    tmp_path: Path, journal: Journal
+) -> None:
+    log = tmp_path / "audit.log"
+    async with auditd(tmp_path, journal, log) as house:
+        await until(lambda: list((tmp_path / "sources").glob("auditd*")))
+        whole = "".join(f"{one.format(1)}\n" for one in HALVES)
+        ends = [whole.index("\n") + 1, whole.index("proctitle")]  # after a record, and within one
+        # Together it takes longer than a silence after which an event is told, but no silence is so long.
+        for begin, end in zip([0, *ends], [*ends, len(whole)], strict=True):
+            with log.open("a") as out:
+                out.write(whole[begin:end])
+            if end != len(whole):
+                await asyncio.sleep(1.2)
+        await until(lambda: house.events)
+        [audit] = audits(house).values()
+        assert (audit["records_total"], audit["proctitle"]) == (3, "vi /etc/passwd")
+        with log.open("a") as out:
+            out.write(ADDED.format(2)[:60])
+        await asyncio.sleep(2.5)  # half a line says nothing, however long it stands there
+        append(log, [ADDED.format(2)[60:]])
+        await until(lambda: len(house.events) == 2)
+        assert audits(house)["1700000000.000:2"]["acct"] == "bob"
+        assert len(house.entries) == 2
+
+
 async def test_a_burst_of_ten_thousand_lines_is_stored_once_each(tmp_path: Path, journal: Journal) -> None:
     log = tmp_path / "audit.log"
     async with auditd(tmp_path, journal, log) as house:
@@ -370,9 +398,10 @@ async def test_a_log_that_may_not_be_read_is_said_and_posts_are_taken(
 
 
 async def test_a_log_that_is_a_directory_is_said_once_and_read_when_it_is_a_file(
-    tmp_path: Path, journal: Journal, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, journal: Journal, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")
+    monkeypatch.setattr("zamu.intake.poll.keep_running", functools.partial(keep_running, well=1))
     log = tmp_path / "audit.log"
     log.mkdir()
     async with auditd(tmp_path, journal, log) as house:
@@ -412,7 +441,7 @@ def test_open_events_are_bounded() -> None:
     joiner, line = source["Joiner"](), source["Line"]
     whole = joiner.join(line(str(one), ADDED.format(one).encode()) for one in range(1_000))
     assert len(whole) == 1_000 - 64
-    assert joiner.oldest().identity == "936"
+    assert joiner.oldest() == "936"
     younger = ADDED.format(1).replace("1700000000", "1700000003")
     assert len(joiner.join([line("x", younger.encode())])) == 64
     assert len(joiner.late()) == 1

@@ -10,7 +10,8 @@ from ansible_rulebook.validators import Validate
 
 from harness import ROOT
 from zamu.config import Config
-from zamu.engine.compose import compose, filters_directory, sources_directory
+from zamu.engine.compose import compose
+from zamu.engine.delivery import deliver
 from zamu.errors import RulebookError
 from zamu.gate.settings import ACTION_KEY, NO_HOST
 from zamu.rulebooks import load
@@ -175,9 +176,10 @@ def test_the_composed_file_says_where_it_comes_from_and_holds_no_arguments_of_so
     assert "env:T" not in text
 
 
-def test_the_engine_finds_the_source_and_the_filter_that_the_composed_rulebook_needs() -> None:
-    assert (sources_directory() / "journal.py").is_file()
-    assert (filters_directory() / "eda.builtin.insert_meta_info.py").is_file()
+def test_delivery_says_what_the_composed_rulebook_gives_it(tmp_path: Path) -> None:
+    [found] = composed(tmp_path, RULESET)
+    given = set(found["sources"][0]["journal"]) - {"feedback"}  # which is the engine's own
+    assert all(f"`{name}`" in str(deliver.__doc__) for name in given)
 
 
 def test_what_rules_can_run_with_is_logged_and_refuses_nothing(

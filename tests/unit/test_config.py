@@ -169,7 +169,7 @@ def test_every_error_is_told_at_once_a_line_each(write: Write) -> None:
         ("intake:\n  listen: a\n listen: b", 3, "expected"),
         ("intake: {}\nengine: {}\nintake: {}", 3, "the key 'intake' stands here twice"),
         ("limits:\n  body: 1\n  body: 2", 3, "the key 'body' stands here twice"),
-        ("a: \x01", 1, "special characters"),
+        ("a: \x01", 1, "may not stand in YAML"),
         ("a: !unknown x", 1, "could not determine a constructor for the tag '!unknown'"),
         ("a: !!python/object/apply:os.system [id]", 1, "could not determine a constructor"),
         ("notify: !vault plain", 1, "!vault holds no vaulted text"),
@@ -192,10 +192,10 @@ def test_what_is_no_good_yaml_is_refused_with_its_line(
 
 
 def test_a_file_that_cannot_be_read_is_refused_with_its_name(tmp_path: Path) -> None:
-    assert f"{tmp_path}/missing.yml cannot be read: " in refusal(tmp_path / "missing.yml")
-    assert f"{tmp_path} cannot be read: " in refusal(tmp_path)
+    assert f"{tmp_path}/missing.yml:1: the file cannot be read: No such" in refusal(tmp_path / "missing.yml")
+    assert f"{tmp_path}:1: this is not a file" in refusal(tmp_path)
     (tmp_path / "latin1.yml").write_bytes(b"a: \xe9")
-    assert "latin1.yml cannot be read: " in refusal(tmp_path / "latin1.yml")
+    assert "latin1.yml:1: this is not UTF-8 text" in refusal(tmp_path / "latin1.yml")
 
 
 @pytest.mark.parametrize(

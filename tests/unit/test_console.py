@@ -58,9 +58,13 @@ def test_an_event_is_shown_by_what_tells_it_from_its_neighbours(
     seen = alert()
     seen["meta"]["hosts"] = ["web1"]
     ended = event("b", run={"playbook": "mend", "status": "failed"})
-    journal.append([record("am", seen), record("runs", ended), record("mqtt", event("c"))])
+    check = event("d", check={"name": "mail", "path": None, "state": "bad", "reason": "It hangs."})
+    del check["test"]
+    journal.append(
+        [record("am", seen), record("runs", ended), record("mqtt", event("c")), record("checks", check)]
+    )
     shown = [line.split("event ", 1)[1].strip() for line in show()]
-    assert shown == ["am: Down firing on web1", "runs: mend failed", "mqtt: test"]
+    assert shown == ["am: Down firing on web1", "runs: mend failed", "mqtt: test", "checks: check mail bad"]
 
 
 def test_a_run_is_shown_whenever_its_status_changes(ledger: Ledger, show: Callable[[], list[str]]) -> None:
@@ -73,10 +77,10 @@ def test_a_run_is_shown_whenever_its_status_changes(ledger: Ledger, show: Callab
 
 
 def test_a_letter_is_shown_when_it_was_delivered(ledger: Ledger, show: Callable[[], list[str]]) -> None:
-    ledger.tell(Message("title", "body"))
+    ledger.tell(Message("title", "body\nof two lines"))
     assert show() == []
     ledger.delivered(1, "mail")
-    assert show()[0].endswith("title | body (by mail)")
+    assert show()[0].endswith("title | body of two lines (by mail)")
 
 
 def test_nothing_from_outside_reaches_the_terminal_as_anything_but_text(

@@ -308,7 +308,9 @@ def certify(patient: Patient, tmp_path: Path) -> Any:
     return check
 
 
-def test_a_certificate_is_tried_by_a_handshake(certify: Any, patient: Patient, tmp_path: Path) -> None:
+def test_a_certificate_that_does_not_fit_or_is_not_valid(
+    certify: Any, patient: Patient, tmp_path: Path
+) -> None:
     [good] = certify(60)
     assert (good.mark, "good for 59 days" in good.found) == (Mark.OK, True)
     assert worst(certify(10)).mark is Mark.WARNING

@@ -2,6 +2,7 @@
 """The source `fail2ban` as intake hosts it, with what fail2ban really wrote."""
 
 import asyncio
+import functools
 import json
 import socket
 import time
@@ -17,6 +18,7 @@ from unit.hosting import Hosting, hosting
 from zamu.errors import ConfigError
 from zamu.intake import tail
 from zamu.journal.sqlite import Journal
+from zamu.keep import keep_running
 
 HOSTS: dict[str, dict[str, Any]] = {"web1": {}, "web2": {}, "ubongo": {}}
 WITHIN = 60
@@ -189,6 +191,20 @@ async def test_lines_are_neither_lost_nor_doubled_over_restarts_and_rotation(
         )
 
 
+async def test_a_line_that_is_written_slowly_is_heard_when_it_is_whole(
+    tmp_path: Path, journal: Journal
+) -> None:
+    async with following(tmp_path, journal) as house:
+        whole = written("[sshd] Ban 192.0.2.17")
+        append(tmp_path, written("[sshd] Ban 192.0.2.1"), whole[:-2])  # which would be another address
+        await until(lambda: len(heard(house)) == 1)
+        await asyncio.sleep(20 * tail.PATIENCE)
+        assert len(house.entries) == 1
+        append(tmp_path, whole[-2:])
+        await until(lambda: len(heard(house)) == 2)
+        assert heard(house)[1][1] == "192.0.2.17"
+
+
 async def test_the_same_line_from_a_copy_of_the_log_is_the_same_event(
     tmp_path: Path, journal: Journal
 ) -> None:
@@ -332,7 +348,7 @@ async def test_a_burst_of_10000_lines_is_10000_events(tmp_path: Path, journal: J
     async with following(tmp_path, journal) as house:
         lines = [written(f"[sshd] Ban 2001:db8::{number:x}") for number in range(10_000)]
         append(tmp_path, *lines)
-        await until(lambda: journal.entries() and len(house.events) >= 10_000)
+        await until(lambda: journal.last_offset() >= 10_000)
         assert len({one[1] for one in heard(house)}) == 10_000
 
 
@@ -447,9 +463,10 @@ async def test_with_a_file_the_webhook_is_there_only_if_it_is_asked_for(
 
 
 async def test_a_log_that_cannot_be_read_is_said_once_stops_no_webhook_and_comes_back(
-    tmp_path: Path, journal: Journal, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, journal: Journal, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")
+    monkeypatch.setattr("zamu.intake.poll.keep_running", functools.partial(keep_running, well=1))
     (tmp_path / "fail2ban.log").mkdir()  # to read it raises, whoever we are
     arguments = {
         "file": str(tmp_path / "fail2ban.log"),

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The script of the role `fail2ban_reporter`, as fail2ban's action calls it, against good and bad peers."""
+"""The script of the role `fail2ban_reporter`, as fail2ban's action calls it, against good and bad peers.
+
+How it posts is what all reporters share, `zamu_post.py` of the role `reporter`.
+"""
 
 import asyncio
 import json
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ class Reporter:
         self.config.write_text("\n".join([*lines, f"keep = {keep}", f"spool = {self.spool}"]))
 
     async def run(self, *words: str | bytes) -> int:
-        process = await asyncio.create_subprocess_exec(sys.executable, "-I", SCRIPT, self.config, *words)
+        process = await asyncio.create_subprocess_exec(sys.executable, "-EsB", SCRIPT, self.config, *words)
         return await process.wait()
 
     async def note(self, ip: str | bytes, action: str = "ban", jail: str = "sshd") -> None:
@@ -194,6 +197,50 @@ async def test_a_peer_that_never_answers_holds_up_no_ban(tmp_path: Path) -> None
         # One process posts, whatever the number of bans, and it gives up after some seconds.
         await until(lambda: reporter.silent)
         assert len(reporter.waiting) == 5
+
+
+async def test_an_answer_that_comes_drop_by_drop_is_not_waited_for(tmp_path: Path) -> None:
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while True:
+                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.1)
+
+    token = tmp_path / "token"
+    token.write_text("the-token\n")
+    async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        program = (
+            "import sys, pathlib, zamu_post; zamu_post.PATIENCE = 1;"
+            "zamu_post.Zamu(sys.argv[1], pathlib.Path(sys.argv[2]), None).post(b'[]')"
+        )
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", program, url, token),
+            cwd=ROOT / "roles" / "reporter" / "files",
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, said = await asyncio.wait_for(process.communicate(), WITHIN)
+    assert said.decode().endswith("TimeoutError: it took more than 1 s\n")
+
+
+async def test_no_proxy_sees_the_token(
+    tmp_path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with zamu(tmp_path, journal) as (house, url), Peer(lambda _: status("202 Accepted")) as proxy:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        reporter = Reporter(tmp_path, url)
+        await reporter.note("192.0.2.1")
+        await until(lambda: house.events)
+        assert proxy.requests == []
+
+
+@pytest.mark.parametrize("url", ["http://zamu.example.net/", "ftp://127.0.0.1/", "x"])
+async def test_the_token_is_sent_over_https_only(tmp_path: Path, url: str) -> None:
+    reporter = Reporter(tmp_path, url)
+    assert await reporter.run("send") == 1
+    assert not reporter.silent
 
 
 async def test_one_report_that_is_never_taken_does_not_hold_up_the_others(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientTimeout, web
 
 from harness import ROOT
 from unit.helpers import SAMPLES
@@ -442,18 +442,6 @@ async def test_hostile_text_stays_text(tmp_path: Path, journal: Journal, text: s
         assert "hosts" not in event["meta"]
 
 
-async def test_a_burst_of_10_000_pushes_half_of_them_sent_twice(tmp_path: Path, journal: Journal) -> None:
-    async with forgejo(tmp_path, journal) as house:
-        waiting = asyncio.Semaphore(200)
-
-        async def one(number: int) -> int:
-            async with waiting:
-                return (await post(house, {**push(), "after": f"{number // 2:040x}", "commits": []})).status
-
-        assert set(await asyncio.gather(*(one(number) for number in range(10_000)))) == {202}
-        assert sorted(int(event["forgejo"]["sha"] or "0", 16) for event in house.events) == list(range(5_000))
-
-
 async def test_only_the_events_that_are_wanted_are_stored(tmp_path: Path, journal: Journal) -> None:
     async with forgejo(tmp_path, journal, events=["push", "release"]) as house:
         for name, kind in (
@@ -498,7 +486,7 @@ async def test_only_the_branches_that_are_wanted_are_stored_and_tags_are_none(
         ({"secret": "env:FORGE_SECRET", "api_url": "git"}, "forgejo: api_url: "),
         ({"secret": "env:FORGE_SECRET", "api_token": "env:X"}, "api_token: it is for api_url"),
         ({"secret": "env:FORGE_SECRET", "catch_up": "often"}, "forgejo: catch_up: 'often' is not a duration"),
-        ({"secret": "env:FORGE_SECRET", "catch_up": "0s"}, "forgejo: catch_up: it is at least 1s"),
+        ({"secret": "env:FORGE_SECRET", "catch_up": "0s"}, "forgejo: catch_up: '0s' is too short"),
         (
             {
                 "secret": "env:FORGE_SECRET",
@@ -856,6 +844,25 @@ async def test_a_forge_that_is_absent_goes_and_comes_back_is_waited_for(
             await forge.listen(forge.port)
             await until(lambda: caplog.text.count("answers again") == 2)
             assert heard(house) == [("push", "b", True)]
+
+
+async def test_a_forge_that_does_not_get_on_with_its_answer_holds_up_no_message(
+    tmp_path: Path, journal: Journal, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    async with Forge() as forge:
+        forge.branches = lambda: {"main": A}
+        forge.slow.clear()
+        waits = 20  # seconds for an answer
+        short = lambda total: ClientTimeout(total=0.5 if total == waits else total)  # noqa: E731
+        monkeypatch.setattr("aiohttp.ClientTimeout", short)
+        async with forgejo(tmp_path, journal, **forge.arguments) as house:
+            assert (await post(house, push())).status == 202
+            await until(lambda: f"{REPOSITORY}: TimeoutError" in caplog.text)
+            forge.slow.set()
+            await until(lambda: "answers again" in caplog.text)
+            assert caplog.text.count("does not answer, and is asked again") == 1
+            assert heard(house) == [("push", "b", False)]
 
 
 async def test_one_repository_that_is_not_there_does_not_keep_the_others(

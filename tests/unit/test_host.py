@@ -214,6 +214,58 @@ async def test_wrong_arguments_are_not_tried_again(tmp_path: Path, journal: Jour
         assert house.said == []
 
 
+REFUSES_LATER = """
+from zamu.errors import ConfigError
+async def main(queue, args):
+    certificate = Path(args["ca"])
+    if not certificate.exists():
+        raise ConfigError(f"mine: ca: {certificate.name} cannot be used.")
+    await queue.put({"meta": {"uuid": certificate.read_text()}})
+    while certificate.exists():
+        await asyncio.sleep(0.01)
+    raise OSError("the connection was lost")
+"""
+
+
+@pytest.mark.parametrize("well", [False, True], ids=["at once", "after it was well"])
+async def test_what_is_refused_in_a_later_life_is_an_outage_of_that_source_alone(
+    tmp_path: Path, journal: Journal, caplog: pytest.LogCaptureFixture, well: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+    certificate = tmp_path / "ca.pem"
+    certificate.write_text("first")
+    async with hosting(tmp_path, journal) as house:
+        good = await house.start(write(house, PUT.replace("{event}", "{'good': 1}"), "good"))
+        source = replace(write(house, REFUSES_LATER), arguments={"ca": str(certificate)})
+        task = await house.start(source)
+        await until(lambda: len(house.events) == 2)
+        if well:
+            await until(lambda: house.said.count(("mine", None)) == 1)
+        certificate.unlink()
+        await until(lambda: house.said.count(("mine", "mine: ca: ca.pem cannot be used.")) > 2)
+        certificate.write_text("second")
+        await until(lambda: house.said[-1] == ("mine", None))
+        assert [event["meta"]["uuid"] for event in house.events[1:]] == ["first", "second"]
+        assert not task.done()
+        assert not good.done()
+        assert [one.getMessage() for one in caplog.records if one.name == "zamu.intake"] == [
+            "Source mine failed and is started again: the connection was lost",
+            "Source mine works again.",
+        ]
+
+
+async def test_what_a_source_refuses_after_a_first_life_that_was_well_is_an_outage(
+    tmp_path: Path, journal: Journal
+) -> None:
+    code = "from zamu.errors import ConfigError\n"
+    code += "async def main(queue, args):\n"
+    code += f"    await asyncio.sleep({3 * WELL})\n    raise ConfigError('mine: x')\n"
+    async with hosting(tmp_path, journal) as house:
+        task = await house.start(write(house, code))
+        await until(lambda: ("mine", "mine: x") in house.said)
+        assert not task.done()
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [

@@ -550,7 +550,7 @@ URL = "http://127.0.0.1/"
         ({"x": {"url": "http://user:secret@h/"}}, "http_check: checks.x.url: "),
         ({"x": {"tcp": "h"}}, "http_check: checks.x.tcp: "),
         ({"x": {"tcp": "h:0"}}, "http_check: checks.x: tcp: the port is not between"),
-        ({"x": {"url": URL, "interval": "0s"}}, "http_check: checks.x.interval: at least 1s"),
+        ({"x": {"url": URL, "interval": "0s"}}, "http_check: checks.x.interval: '0s' is too short"),
         ({"x": {"url": URL, "timeout": "soon"}}, "http_check: checks.x.timeout: 'soon' is not a duration"),
         ({"x": {"url": URL, "method": "DELETE"}}, "http_check: checks.x.method: "),
         ({"x": {"url": URL, "expect": {"status": [99]}}}, "http_check: checks.x.expect.status.0: "),

@@ -54,8 +54,11 @@ class Journalctl:
 
     def write(self, *entries: dict[str, Any] | str, past: bool = False) -> None:
         lines = [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]
-        with (self._directory / ("past" if past else "now")).open("a") as out:
-            out.write("".join(f"{line}\n" for line in lines))
+        self.write_raw("".join(f"{line}\n" for line in lines), "past" if past else "now")
+
+    def write_raw(self, text: str, where: str = "now") -> None:
+        with (self._directory / where).open("a") as out:
+            out.write(text)
 
     def ends(self, ends: bool = True) -> None:
         (self._directory / "ends").touch() if ends else (self._directory / "ends").unlink()
@@ -293,6 +296,23 @@ async def test_a_journalctl_that_ends_is_started_again_and_said_once(
         assert house.said[0][1] is not None
         assert "journalctl ended with 3: Something is wrong." in house.said[0][1]
         assert caplog.text.count("is started again") == 1
+
+
+async def test_a_journalctl_that_writes_slowly_is_waited_for(
+    tmp_path: Path, journal: Journal, journalctl: Journalctl
+) -> None:
+    journalctl.write(entry(1, FAILED), past=True)
+    async with journald(tmp_path, journal) as house:
+        await until(lambda: len(journalctl.calls) == 2)
+        whole = json.dumps(entry(2, FAILED)) + "\n"
+        for piece in (whole[:9], whole[9:-1], "\n" + whole[:50].replace("i=2", "i=3")):
+            journalctl.write_raw(piece)
+            await asyncio.sleep(1)
+        assert [one["cursor"][6:9] for one in heard(house)] == ["i=1", "i=2"]
+        journalctl.write_raw(whole[50:])
+        await until(lambda: len(house.entries) == 3)
+        assert heard(house)[2]["cursor"][6:9] == "i=3"
+        assert (house.said, len(journalctl.calls)) == ([], 2)
 
 
 async def test_without_journalctl_it_says_so(

@@ -217,9 +217,9 @@ def test_a_killed_playbook_that_was_started_by_hand_only_gets_its_end(ledger: Le
 def test_tasks_are_kept_in_order_for_their_run(ledger: Ledger) -> None:
     first = TaskResult("play", "verify_unit", "Ask", "web1", "ok", True, "text\n🎉")
     second = replace(first, task="Ask again", changed=False, status="failed")
-    ledger.record("run", [first])
-    ledger.record("run", [second])
-    ledger.record("other", [first])
+    ledger.record("run", first)
+    ledger.record("run", second)
+    ledger.record("other", first)
     assert ledger.tasks("run") == [first, second]
 
 

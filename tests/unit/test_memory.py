@@ -3,13 +3,16 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from zamu import keep
+from zamu import keep, state
 from zamu.errors import ConfigError
+from zamu.intake import memory as module
 from zamu.intake import poll as polling
 from zamu.intake.memory import Memory
 from zamu.intake.options import Options, options, seconds
@@ -29,6 +32,35 @@ def test_what_was_written_is_read_by_the_next_life(tmp_path: Path) -> None:
     Memory().write({"cursor": "é", "seen": [1]})
     assert Memory().read() == {"cursor": "é", "seen": [1]}
     assert [path.name for path in (tmp_path / "state" / "sources").iterdir()] == ["my_source.json"]
+
+
+async def test_a_life_that_is_cancelled_while_it_notes_something_ends_when_that_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise it would be written while the next life reads and writes."""
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def slowly(*arguments: Any, **options: Any) -> None:
+        begun.set()
+        assert goes_on.wait(30)
+        state.write_atomically(*arguments, **options)
+
+    monkeypatch.setattr(module, "write_atomically", slowly)
+    life = asyncio.create_task(Memory().note("the last"))
+    assert await asyncio.to_thread(begun.wait, 30)
+    life.cancel()
+    await asyncio.sleep(0)
+    assert not life.done()
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await life
+    assert Memory().read() == "the last"
+
+
+async def test_a_disk_that_does_not_take_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZAMU_STATE", "/dev/null/state")
+    with pytest.raises(OSError, match="Not a directory"):
+        await Memory().note(1)
 
 
 def test_parts_are_apart_however_they_are_called() -> None:

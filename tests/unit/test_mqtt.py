@@ -605,7 +605,7 @@ async def test_the_session_and_the_limits_are_asked_for(tmp_path: Path, journal:
         ({"url": "mqtts://x", "certificate": "/nonexistent"}, "certificate: /nonexistent"),
         ({"session_expiry": "long"}, "session_expiry: "),
         ({"receive_maximum": 0}, "receive_maximum: "),
-        ({"host_at": "host"}, "host_at: this is not JSONPath"),
+        ({"host_at": "host"}, "host_at: 'host' is not a JSONPath query"),
         ({"host_topic_level": 0}, "host_topic_level: "),
         ({"repeat_every": "1h"}, "repeat_every needs state_at"),
         ({"will_topic": "a/+"}, "will_topic: one topic"),

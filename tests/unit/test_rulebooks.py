@@ -70,9 +70,15 @@ def test_a_source_without_a_name_is_called_like_its_plugin(write: Write) -> None
 
 def test_rulebooks_are_read_in_the_order_of_their_names_and_in_directories_below(write: Write) -> None:
     found = write(
-        {"b.yml": [ruleset("B", ALERTS)], "a/x.yml": [ruleset(" A ", ALERTS)], "c.yaml": "- ignored"}
+        {
+            "b.yml": [ruleset("B", ALERTS)],
+            "a/x.yml": [ruleset(" A ", ALERTS)],
+            "c.yaml": [ruleset("C", ALERTS)],
+            "c.yaml~": "- ignored",
+            "notes.md": "- ignored",
+        }
     )
-    assert [one.name for one in found.rulesets] == ["A", "B"]
+    assert [one.name for one in found.rulesets] == ["A", "B", "C"]
 
 
 def test_zamu_yml_adds_arguments_to_a_source_by_its_name(write: Write) -> None:
@@ -89,10 +95,8 @@ def test_an_overlay_for_a_source_that_there_is_not_is_refused_with_its_name(writ
 
 
 def test_a_directory_without_rulebooks_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    for directory in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(
-            RulebookError, match=rf"There is no rulebook \(\*\.yml\) in {directory}\. Start zamu"
-        ):
+    for directory, where in ((tmp_path, r"\(\*\.yml or \*\.yaml\) in "), (tmp_path / "missing", "")):
+        with pytest.raises(RulebookError, match=rf"There is no rulebook {where}{directory}\. Mend the name"):
             load(directory, {})
 
 

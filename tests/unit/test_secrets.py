@@ -42,7 +42,8 @@ def test_a_variable_that_is_missing_or_empty_is_named(
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "cannot be read"), (b" \n", "is empty"), (b"\xff", "cannot be")]
+    ("content", "words"),
+    [(None, "cannot be read: No such file or directory"), (b" \n", "is empty"), (b"\xff", "cannot be")],
 )
 def test_a_file_that_gives_no_secret_is_named(tmp_path: Path, content: bytes | None, words: str) -> None:
     path = tmp_path / "secret"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from unit.helpers import gate_settings
 from zamu.errors import ConfigError, ZamuError

@@ -4,6 +4,8 @@
 import asyncio
 import json
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +16,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from harness import ROOT
+from zamu.engine.check.sources import documented
 from zamu.errors import ConfigError
 from zamu.rulebooks import find_plugin
 
@@ -23,7 +26,8 @@ TYPES = {str: "str", int: "int", bool: "bool", float: "float", list: "list", dic
 
 
 def documentation(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(runpy.run_path(str(path))["DOCUMENTATION"])
+    """With the fragments that it extends."""
+    found: dict[str, Any] = documented(path)["DOCUMENTATION"]
     return found
 
 
@@ -67,8 +71,11 @@ def test_the_documentation_has_what_ansible_doc_wants(path: Path) -> None:
 @EVERY_SOURCE
 def test_the_options_and_defaults_are_those_that_the_source_takes(path: Path) -> None:
     options = documentation(path).get("options", {})
-    model: type[BaseModel] = runpy.run_path(str(path))["Arguments"]
-    assert list(model.model_fields) == list(options)
+    plugin = runpy.run_path(str(path))
+    model: type[BaseModel] = plugin["Arguments"]
+    assert set(model.model_fields) == set(options)
+    own = yaml.safe_load(plugin["DOCUMENTATION"]).get("options", {})
+    assert [name for name in model.model_fields if name in own] == list(own)
     for name, field in model.model_fields.items():
         assert options[name].get("default") == default(field), name
         assert options[name]["type"] == kind(field.annotation), name
@@ -106,7 +113,8 @@ def test_the_examples_can_be_read_and_use_only_options_that_there_are(path: Path
 def test_the_schema_holds_the_documented_options_and_takes_the_examples(path: Path) -> None:
     schema = json.loads((path.parent / "schemas" / f"{path.stem}.json").read_text())
     options = documentation(path).get("options", {})
-    assert list(schema["properties"]) == list(options)
+    assert set(schema["properties"]) == set(options)
+    assert list(schema["properties"]) == list(runpy.run_path(str(path))["Arguments"].model_fields)
     assert schema.get("required", []) == [name for name, one in options.items() if one.get("required")]
     assert schema["additionalProperties"] is False
     for name, option in options.items():
@@ -118,12 +126,39 @@ def test_the_schema_holds_the_documented_options_and_takes_the_examples(path: Pa
     assert not check.is_valid({"no_such_option": 1})
 
 
-def test_the_engines_own_source_documents_what_the_composed_rulebook_gives_it(tmp_path: Path) -> None:
-    from zamu.config import Config
-    from zamu.engine.compose import compose, sources_directory
-    from zamu.rulebooks import load
+def test_options_of_fragments_are_those_that_ansible_itself_adds(tmp_path: Path) -> None:
+    """Ansible runs the fragments of a collection that it finds; zamu reads them."""
+    link = tmp_path / "ansible_collections" / "boma" / "zamu"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(ROOT)
+    code = """if True:
+        import json, sys, yaml
+        from ansible.plugins.loader import fragment_loader, init_plugin_loader
+        from ansible.utils.plugin_docs import add_fragments
+        init_plugin_loader([sys.argv[1]])
+        found = json.load(sys.stdin)
+        for about in found.values():
+            add_fragments(about, "/source.py", fragment_loader)
+        print(json.dumps(found))
+    """
+    written = {path.stem: yaml.safe_load(runpy.run_path(str(path))["DOCUMENTATION"]) for path in SOURCES}
+    assert any("extends_documentation_fragment" in one for one in written.values())
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        input=json.dumps(written),
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert json.loads(done.stdout) == {path.stem: documentation(path) for path in SOURCES}
 
-    config = Config(root=ROOT)
-    composed = yaml.safe_load(compose(config, load(config.rulebooks, {})))
-    given = composed[0]["sources"][0]["journal"]
-    assert set(documentation(sources_directory() / "journal.py")["options"]) == set(given)
+
+def test_a_foreign_sources_fragments_are_read_too_and_broken_ones_leave_its_options_unknown(
+    tmp_path: Path,
+) -> None:
+    foreign = find_plugin("vmware.vmware.vcenter_event_manager", "event_source", tmp_path)
+    assert {"interval", "hostname", "validate_certs"} <= set(documentation(foreign)["options"])
+    for name in ("nobody.knows.it", "vmware.vmware.base_options.nothing", "files", "5"):
+        broken = tmp_path / "broken.py"
+        broken.write_text(f"DOCUMENTATION = 'extends_documentation_fragment: {name}'\nRETURN = 'a: {{}}'\n")
+        assert documented(broken) == {"RETURN": {"a": {}}}

@@ -2,6 +2,7 @@
 """The source `suricata` as intake hosts it, with what Suricata really wrote."""
 
 import asyncio
+import functools
 import json
 import os
 import random
@@ -20,9 +21,10 @@ from unit.helpers import SAMPLES
 from unit.hosting import Answer, Hosting, hosting
 from zamu.errors import ConfigError, JournalError
 from zamu.event import Event
-from zamu.intake import windows
+from zamu.intake import tail, windows
 from zamu.journal import Entry
 from zamu.journal.sqlite import Journal
+from zamu.keep import keep_running
 
 WITHIN = 60
 HOSTS: dict[str, dict[str, Any]] = {
@@ -323,7 +325,7 @@ async def test_a_burst_of_ten_thousand_attackers_is_ten_thousand_events(
     addresses = [f"203.{number // 250}.{number % 250}.1" for number in range(10_000)]
     path.write_bytes(b"".join(line(attacker=one) + b"\n" for one in addresses))
     async with suricata(tmp_path, journal, file=str(path), start="beginning") as house:
-        await until(lambda: len(house.events) >= 10_000)
+        await until(lambda: journal.last_offset() >= 10_000)
         assert [one["suricata"]["attacker"]["ip"] for one in house.events] == addresses
 
 
@@ -514,6 +516,27 @@ async def test_rotation_by_rename_and_by_copy_loses_nothing(tmp_path: Path, jour
         with path.open("ab") as file:
             file.write(line(4) + b"\n")
         await until(lambda: told(house) == [(1, 1), (2, 1), (3, 1), (4, 1)])
+
+
+async def test_a_file_that_cannot_be_read_is_said_once_stops_no_webhook_and_comes_back(
+    tmp_path: Path, journal: Journal, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr("zamu.intake.poll.keep_running", functools.partial(keep_running, well=1))
+    path = tmp_path / "eve.json"
+    path.mkdir()  # to read it raises, whoever we are
+    async with suricata(tmp_path, journal, http=True, file=str(path), start="beginning") as house:
+        await until(lambda: "does not answer" in caplog.text)
+        assert (await post(house, line(1))).status == 202
+        path.rmdir()
+        path.write_bytes(line(2)[:50])  # slowly, and longer than it waits between two looks
+        await asyncio.sleep(tail.PATIENCE)
+        with path.open("ab") as file:
+            file.write(line(2)[50:] + b"\n")
+        await until(lambda: told(house) == [(1, 1), (2, 1)])
+        await until(lambda: "answers again" in caplog.text)
+        assert caplog.text.count("does not answer") == 1
+        assert house.said == []
 
 
 async def test_real_datagrams_make_an_event_that_no_playbook_can_be_run_for(

@@ -116,6 +116,21 @@ def test_what_comes_and_goes_is_one_alarm(house: House) -> None:
     assert house.after(minutes=2) == OVER
 
 
+def test_an_engine_that_starts_anew_for_each_change_of_a_rulebook_is_not_down(house: House) -> None:
+    for number in range(20):
+        house.state.say("engine", state="starting", swapped=str(number))
+        assert house.after(seconds=20) == []
+        house.ready()
+        assert house.after(seconds=20) == []
+
+
+def test_an_engine_that_does_not_start_with_changed_rulebooks_is_down(house: House) -> None:
+    house.state.say("engine", state="starting", swapped="1")
+    assert house.after(minutes=6) == BEGIN
+    house.ready()
+    assert house.after(minutes=2) == OVER
+
+
 def test_a_part_that_is_gone_is_down_whatever_it_last_said(house: House) -> None:
     (house.state.root / "engine.json").unlink()
     assert house.after(minutes=6) == BEGIN

@@ -194,6 +194,52 @@ async def test_a_body_that_says_it_is_not_compressed_is_taken() -> None:
         assert answer[::2] == (200, b"x")
 
 
+EXPECTING = request("/echo", b"", "POST", "Expect: 100-Continue").replace(b"Length: 0", b"Length: 1000")
+
+
+async def test_who_holds_his_body_back_is_told_to_go_on_and_the_connection_stays() -> None:
+    async with serving() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        async with asyncio.timeout(WITHIN):
+            for _ in range(2):
+                writer.write(EXPECTING)
+                assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+                writer.write(b"x" * 1000)
+                assert (await hear(reader))[::2] == (200, b"x" * 1000)
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ((b"/echo", b"/nowhere"), 404),
+        ((b"POST /echo", b"PUT /echo"), 405),
+        ((b"Host: x", b"Host: x\r\nX-Bad: 1"), 401),
+        ((b"Host: x", b"Host: x\r\nContent-Encoding: gzip"), 415),
+        ((b"Length: 1000", b"Length: 1025"), 413),
+    ],
+)
+async def test_who_holds_back_a_body_that_is_not_wanted_is_refused_at_once_and_closed(
+    change: tuple[bytes, bytes], status: int
+) -> None:
+    async with serving(body=1024, linger="1s") as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        async with asyncio.timeout(WITHIN):
+            writer.write(EXPECTING.replace(*change))
+            found, headers, _ = await hear(reader)
+            assert (found, headers["connection"]) == (status, "close")
+            assert await reader.read() == b""
+        writer.close()
+
+
+@pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"])
+async def test_who_sends_his_body_unasked_or_knows_no_100_is_not_told_to_go_on(version: bytes) -> None:
+    async with serving() as (_, port):
+        asked = EXPECTING.replace(b"HTTP/1.1", version)
+        parts = (asked + b"x" * 1000,) if version == b"HTTP/1.1" else (asked, b"x" * 1000)
+        assert (await speak(port, *parts))[::2] == (200, b"x" * 1000)
+
+
 async def test_a_chunked_body_is_put_together() -> None:
     async with serving() as (_, port):
         answer = await speak(port, CHUNKED, b"3\r\nabc\r\n", b"2\r\nde\r\n", b"0\r\n\r\n")
@@ -440,7 +486,9 @@ async def test_a_path_is_given_once_and_can_be_given_back() -> None:
 async def test_an_address_that_is_taken_is_an_error_that_names_it() -> None:
     async with serving() as (_, port):
         other = Server(Intake(listen=f"127.0.0.1:{port}"))
-        with pytest.raises(ConfigError, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*set intake\.listen"):
+        with pytest.raises(
+            ConfigError, match=rf"listen on 127\.0\.0\.1:{port}: Address already in use\. Stop"
+        ):
             await other.start()
         await other.stop()
 

@@ -17,9 +17,9 @@ from ansible.parsing.vault import VaultLib, VaultSecret
 
 from harness import alert, free_port, group
 from unit.hosting import WITHIN, Answer, Hosting, hosting
-from zamu.config import Intake
+from zamu.config import Intake, Limits
 from zamu.errors import ConfigError
-from zamu.intake.shelter import Shelter, shelter, source_name
+from zamu.intake.shelter import Shelter, limits, parse, sender_hosts, shelter, source_name
 from zamu.intake.webhook import (
     TOKEN_VARIABLE,
     Listen,
@@ -96,6 +96,43 @@ async def test_json_from_an_authentic_sender_is_taken_and_answered_202(tmp_path:
         answer = await hook.post(b'{"a": [1]}')
         assert (answer.status, json.loads(answer.text)) == (202, {"status": "accepted"})
         assert hook.taken == [{"a": [1]}]
+
+
+async def test_what_takes_a_message_finds_its_own_source_and_the_limits_that_are_set(tmp_path: Path) -> None:
+    """Also where several sources are posted to over one connection."""
+    server = Server(Intake(listen="127.0.0.1:0"), Limits(events=7, depth=16))
+    await server.start()
+    found: list[tuple[str, int, frozenset[str]]] = []
+    tasks = []
+
+    async def take(message: Message) -> None:
+        found.append((source_name.get(), limits().events, sender_hosts.get()))
+        with pytest.raises(ValueError, match="deeper than 16"):
+            parse(b"[" * 17 + b"]" * 17)
+
+    (tmp_path / "secret").write_text("hush")
+    for name in ("bound", "signed"):
+        shelter.set(Shelter(server, tmp_path, tmp_path / "sources"))
+        source_name.set(name)
+        listen = Listen(path=f"/{name}", senders={"x": {"hosts": ["web1"]}} if name == "bound" else {})
+        signature = Signature("X-Hub", f"file:{tmp_path}/secret") if name == "signed" else None
+        tasks.append(asyncio.create_task(serve(listen, take, signature=signature)))
+        await asyncio.sleep(0)
+    shelter.set(None)
+    digest = hmac.new(b"hush", b"{}", hashlib.sha256).hexdigest()
+    token = token_file(tmp_path, "bound-x").read_text().strip()
+    sent = {**JSON, "X-Hub": digest, "Authorization": f"Bearer {token}"}
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session:
+        for path in ("bound", "signed", "bound"):
+            url = f"http://127.0.0.1:{server.port}/{path}"
+            async with session.post(url, data=b"{}", headers=sent) as answer:
+                assert answer.status == 202
+    bound = ("bound", 7, frozenset({"web1"}))
+    assert found == [bound, ("signed", 7, frozenset()), bound]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await server.stop()
 
 
 @pytest.mark.parametrize(

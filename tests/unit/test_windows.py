@@ -271,3 +271,30 @@ async def test_time_ends_windows_and_stores_them(monkeypatch: pytest.MonkeyPatch
     finally:
         timer.cancel()
     assert house.queue.said == [("a", 1), ("a", 2)]
+
+
+async def test_a_count_is_stored_before_it_is_told_so_that_a_kill_in_between_tells_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "TICK", 0)
+    house = House()
+    await house.take(thing("a", 0))
+    await house.windows.save()
+    killed = asyncio.Event()
+
+    async def put(event: Event) -> None:
+        killed.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(house.queue, "put", put)
+    house.windows.add(thing("b", 1))  # counted, and not stored yet
+    house.now += 60
+    timer = asyncio.create_task(house.windows.keep_time())
+    async with asyncio.timeout(30):
+        await killed.wait()
+    timer.cancel()
+    monkeypatch.undo()
+    house.start()
+    assert house.windows.add(thing("c", 2)) is not None, "the window had ended"
+    await house.windows.flush()
+    assert house.queue.said == [("a", 1), ("a", 2), ("c", 1)]

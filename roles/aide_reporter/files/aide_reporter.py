@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python3 -EsB
 # SPDX-License-Identifier: Apache-2.0
 """Checks this host with AIDE and posts the report to zamu. Needs nothing but Python's own library.
 
@@ -8,19 +8,17 @@ is 0 when nothing is left there; what AIDE found is no failure of this program.
 
 import argparse
 import fcntl
-import http.client
 import json
 import os
 import re
-import ssl
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
+
+from zamu_post import Refused, Zamu, add_options
 
 # They come after aide.conf and count for this report alone, whatever aide.conf says of its own reports.
 REPORT = """report_level=changed_attributes
@@ -35,33 +33,22 @@ LARGEST = 256 * 1024 * 1024  # bytes of a report that are read at all
 ENTRIES = 2_000
 LINES = 10  # of what AIDE says are kept from the beginning, and as many from the end
 ALL_FOUND = 7  # higher exit codes are errors
-# What zamu will never take, however often it is sent; what comes after it may be good.
-HOPELESS = (400, 413, 422)
 
 
-def arguments():
+def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Check this host with AIDE and post the report to zamu.")
-    parser.add_argument("--url", required=True, help="of zamu's source, https unless it is on this machine")
-    parser.add_argument("--token-file", type=Path, required=True)
-    parser.add_argument("--ca-file", type=Path, help="the CA of zamu's certificate, if the system has it not")
-    parser.add_argument("--host", help="what this host calls itself")
+    add_options(parser)
     parser.add_argument("--config", type=Path, default="/etc/aide/aide.conf", help="AIDE's own configuration")
     parser.add_argument("--aide", default="aide", help="the program")
     parser.add_argument("--spool", type=Path, default="/var/lib/zamu-aide-reporter")
     parser.add_argument("--keep", type=int, default=30, help="reports kept while zamu does not answer")
     parser.add_argument("--max-bytes", type=int, default=900_000, help="of a report; zamu takes 1 MiB")
     parser.add_argument("--patience", type=float, default=900, help="seconds to try to post in this run")
-    given = parser.parse_args()
-    url = urlsplit(given.url)
-    if url.scheme != "https" and (url.scheme, url.hostname) not in {
-        ("http", name) for name in ("127.0.0.1", "::1", "localhost")
-    }:
-        parser.error("--url: the token is sent over https only, or to this machine itself")
-    return given
+    return parser.parse_args()
 
 
-def check(given):
+def check(given: argparse.Namespace) -> dict[str, Any]:
     """Run AIDE, and give what zamu is told."""
     report = given.spool / "report"
     report.unlink(missing_ok=True)
@@ -83,9 +70,12 @@ def check(given):
             text = readable(said.read(1_048_576))
     lines = text.splitlines()
     messages = lines if len(lines) <= 2 * LINES else lines[:LINES] + lines[-LINES:]
-    told = {"exit_code": code if code >= 0 else 128 - code, "time": began, "messages": messages}
-    if given.host:
-        told["host"] = given.host
+    told = {
+        "host": given.host,
+        "exit_code": code if code >= 0 else 128 - code,
+        "time": began,
+        "messages": messages,
+    }
     try:
         if report.stat().st_size > LARGEST:
             raise ValueError(f"it has more than {LARGEST} bytes")
@@ -99,13 +89,13 @@ def check(given):
     return told
 
 
-def readable(raw, mark="\\x"):
+def readable(raw: bytes, mark: str = "\\x") -> str:
     """Text; a file's name may hold bytes that are none."""
     text = raw.decode(errors="surrogateescape")
     return re.sub("[\udc80-\udcff]", lambda byte: f"{mark}{ord(byte[0]) - 0xDC00:02x}", text)
 
 
-def body(told, most):
+def body(told: dict[str, Any], most: int) -> bytes:
     """What is posted, at most so many bytes. AIDE's own counts stay, so zamu sees how much was cut."""
     report = told.get("report")
     entries = ENTRIES
@@ -116,7 +106,7 @@ def body(told, most):
         entries //= 2
 
 
-def cut(report, most):
+def cut(report: dict[str, Any], most: int) -> dict[str, Any]:
     """The report with its most telling entries alone, in the order in which zamu ranks them."""
     ranked = sorted(
         (
@@ -127,44 +117,21 @@ def cut(report, most):
         key=lambda one: one[0],
     )[:most]
     kept = {path for _, _, path, _ in ranked}
-    short = {kind: {} for kind in ("changed", "removed", "added") if kind in report}
+    short: dict[str, Any] = {kind: {} for kind in ("changed", "removed", "added") if kind in report}
     for _, kind, path, summary in ranked:
         short[kind][path] = summary
     details = {path: one for path, one in report.get("details", {}).items() if path in kept}
     return report | short | {"details": details}
 
 
-def rank(kind, summary):
+def rank(kind: str, summary: str) -> int:
     """Contents and rights that changed come first, then what is gone, what is new, and the rest."""
     if kind == "changed":
         return 0 if summary[:1] == "!" or re.search("[lpugHAXSC]", summary[1:]) else 3
     return 1 if kind == "removed" else 2
 
 
-class NoRedirects(urllib.request.HTTPRedirectHandler):
-    """The token is for the address that was named."""
-
-    def redirect_request(self, *_):
-        """Follow none."""
-
-
-def post(given, data):
-    """Raises OSError when zamu did not take it."""
-    token = given.token_file.read_text().strip()
-    if not re.fullmatch("[!-~]+", token):
-        raise OSError(f"{given.token_file} holds no token")
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
-    request = urllib.request.Request(given.url, data=data, headers=headers, method="POST")  # noqa: S310
-    tls = ssl.create_default_context(cafile=given.ca_file)
-    opener = urllib.request.build_opener(NoRedirects, urllib.request.HTTPSHandler(context=tls))
-    try:
-        with opener.open(request, timeout=60):
-            pass
-    except http.client.HTTPException as error:
-        raise OSError(f"this is no HTTP: {type(error).__name__}") from None
-
-
-def keep(given, data):
+def keep(given: argparse.Namespace, data: bytes) -> None:
     """Put a report into the spool, so that it survives a power cut; the oldest make room."""
     name = given.spool / f"{time.time_ns():020d}.json"
     part = name.with_suffix(".part")
@@ -179,22 +146,23 @@ def keep(given, data):
         old.unlink()
 
 
-def deliver(given):
+def deliver(given: argparse.Namespace) -> str | None:
     """Post what is in the spool, oldest first; returns the error that was left, or None."""
+    zamu = Zamu(given.url, given.token_file, given.ca_file)
     left = None
     for file in sorted(given.spool.glob("*.json")):
         try:
-            post(given, file.read_bytes())
-        except OSError as error:
+            zamu.post(file.read_bytes())
+        except Refused as error:
             left = str(error)
-            if isinstance(error, urllib.error.HTTPError) and error.code in HOPELESS:
-                continue
-            return left
-        file.unlink()
+        except OSError as error:
+            return str(error)
+        else:
+            file.unlink()
     return left
 
 
-def main():
+def main() -> None:
     """Check, keep and post."""
     given = arguments()
     os.umask(0o077)

@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python3 -EsB
 # SPDX-License-Identifier: Apache-2.0
 """Posts chosen events of this host's audit log to zamu. Needs nothing but Python's own library.
 
@@ -9,17 +9,16 @@ what came before it, so that nothing is lost while zamu is away. What is posted 
 import argparse
 import fcntl
 import hashlib
-import http.client
 import json
 import os
 import re
-import ssl
 import sys
 import time
-import urllib.error
-import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any, BinaryIO
+
+from zamu_post import Refused, Zamu, add_options
 
 LINE = re.compile(
     rb"(?:node=(?P<node>\S+) )?type=(?P<type>[A-Z0-9_]+|UNKNOWN\[\d+\]) "
@@ -31,28 +30,20 @@ PATIENCE = 3  # seconds in which the records of an event are surely written
 OPEN = 64  # events that may be incomplete at once
 EVENTS = 200  # posted at once
 LONGEST = 65_536  # bytes of a line; the kernel's are shorter than 9,000
-# What zamu will never take, however often it is sent; what comes after it may be good.
-HOPELESS = (400, 413, 422)
+At = tuple[str, int]  # a place in the log: what its file is known by, and a byte in it
+Event = list[tuple[bytes, bytes, bytes]]  # the lines of an audit event: type, what follows, and all of it
 
 
-def arguments():
+def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Post chosen events of the audit log to zamu.")
-    parser.add_argument("--url", required=True, help="of zamu's source, https unless it is on this machine")
-    parser.add_argument("--token-file", type=Path, required=True)
-    parser.add_argument("--ca-file", type=Path, help="the CA of zamu's certificate, if the system has it not")
-    parser.add_argument("--host", required=True, help="what this host calls itself")
+    add_options(parser)
     parser.add_argument("--log", type=Path, default="/var/log/audit/audit.log")
     parser.add_argument("--state", type=Path, default="/var/lib/zamu-audit-reporter")
     parser.add_argument("--types", default="", help="types of records that count, with commas")
     parser.add_argument("--keys", default="", help="keys of rules whose events count, with commas")
     parser.add_argument("--max-bytes", type=int, default=500_000, help="of a post; zamu takes 1 MiB")
     given = parser.parse_args()
-    url = urlsplit(given.url)
-    if url.scheme != "https" and (url.scheme, url.hostname) not in {
-        ("http", name) for name in ("127.0.0.1", "::1", "localhost")
-    }:
-        parser.error("--url: the token is sent over https only, or to this machine itself")
     given.types = {one.encode() for one in given.types.split(",") if one}
     given.keys = {one.encode() for one in given.keys.split(",") if one}
     return given
@@ -61,10 +52,10 @@ def arguments():
 class Place:
     """How far the log was read: a file, known by its first line, and a byte in it."""
 
-    def __init__(self, directory):
+    def __init__(self, directory: Path) -> None:
         self._path = directory / "place.json"
 
-    def read(self):
+    def read(self) -> At | None:
         """Give the place, or None before the first run."""
         try:
             known = json.loads(self._path.read_text())
@@ -75,7 +66,7 @@ class Place:
             print("The place in the log cannot be read; all that the log holds is posted.", file=sys.stderr)
             return "", 0
 
-    def write(self, head, offset):
+    def write(self, head: str, offset: int) -> None:
         """Note a place, so that it survives a power cut."""
         part = self._path.with_suffix(".part")
         with part.open("w") as file:
@@ -85,19 +76,20 @@ class Place:
         part.rename(self._path)
 
 
-def head_of(file):
+def head_of(file: BinaryIO) -> str:
     """What a file is known by; empty while its first line is not there."""
     line, newline, _ = os.pread(file.fileno(), 4_096, 0).partition(b"\n")
     return hashlib.sha256(line).hexdigest() if newline else ""
 
 
-def logs(path):
+def logs(path: Path) -> list[BinaryIO]:
     """Give the log's files, oldest first: audit.log.2, audit.log.1, audit.log."""
     numbered = sorted(
         (one for one in path.parent.glob(f"{path.name}.*") if one.suffix[1:].isdigit()),
         key=lambda one: int(one.suffix[1:]),
     )
-    found, seen = [], set()
+    found: list[BinaryIO] = []
+    seen: set[int] = set()
     # The newest is opened first: who is renamed meanwhile is found twice, not never.
     for one in (path, *numbered):
         try:
@@ -113,7 +105,7 @@ def logs(path):
     return found[::-1]
 
 
-def lines(files, place):
+def lines(files: list[BinaryIO], place: At) -> Iterator[tuple[str, int, int, bytes]]:
     """Give each line from the place on, with its file's head and where it begins and ends."""
     heads = [head_of(file) for file in files]
     begin = 0
@@ -140,12 +132,12 @@ def lines(files, place):
 class Events:
     """Joins lines to audit events; zamu has to find all lines of one in one post."""
 
-    def __init__(self):
-        self._open = {}
-        self.place = None
+    def __init__(self) -> None:
+        self._open: dict[tuple[bytes | None, bytes], dict[str, Any]] = {}
+        self.place: At | None = None
 
-    def add(self, head, begin, end, line):
-        """Give the events that are whole with this line, each as a list of its lines."""
+    def add(self, head: str, begin: int, end: int, line: bytes) -> list[Event]:
+        """Give the events that are whole with this line."""
         self.place = (head, end)
         found = LINE.match(line)
         if found is None:
@@ -163,17 +155,17 @@ class Events:
         ]
         return [self._open.pop(one)["lines"] for one in over]
 
-    def late(self, now):
+    def late(self, now: float) -> list[Event]:
         """Give the events that are old enough to be whole."""
         over = [key for key, one in self._open.items() if not 0 <= now - one["moment"] <= PATIENCE]
         return [self._open.pop(key)["lines"] for key in over]
 
-    def begin(self):
+    def begin(self) -> At | None:
         """Give the place before which nothing is needed any more."""
         return next((one["begin"] for one in self._open.values()), self.place)
 
 
-def wanted(given, event):
+def wanted(given: argparse.Namespace, event: Event) -> bool:
     """Tell whether an event counts. What a program says of itself stands in msg='...', and tells nothing."""
     if not (given.types or given.keys) or any(kind in given.types for kind, _, _ in event):
         return True
@@ -188,28 +180,23 @@ def wanted(given, event):
     return False
 
 
-class NoRedirects(urllib.request.HTTPRedirectHandler):
-    """The token is for the address that was named."""
-
-    def redirect_request(self, *_):
-        """Follow none."""
-
-
 class Sender:
     """Posts events in batches."""
 
-    def __init__(self, given):
+    def __init__(self, given: argparse.Namespace) -> None:
         self._given = given
-        self._batch = []
+        self._zamu = Zamu(given.url, given.token_file, given.ca_file)
+        self._batch: list[list[str]] = []
         self._size = 0
 
-    def full(self):
+    def full(self) -> bool:
         """Tell whether it is time to post."""
         return len(self._batch) >= EVENTS or self._size >= self._given.max_bytes // 2
 
-    def add(self, event):
+    def add(self, event: Event) -> None:
         """Take an event's lines; what does not fit into a post is left out."""
-        kept, size = [], 0
+        kept: list[str] = []
+        size = 0
         for _, _, line in event:
             text = line.decode(errors="backslashreplace")
             size += len(json.dumps(text)) + 2
@@ -218,61 +205,45 @@ class Sender:
         self._batch.append(kept)
         self._size += min(size, self._given.max_bytes // 2)
 
-    def send(self):
+    def send(self) -> None:
         """Raises OSError when zamu did not take it."""
         batch, self._batch, self._size = self._batch, [], 0
         if batch:
             self._send(batch)
 
-    def _send(self, batch):
+    def _send(self, batch: list[list[str]]) -> None:
+        body = {"host": self._given.host, "lines": [line for event in batch for line in event]}
         try:
-            self._post({"host": self._given.host, "lines": [line for event in batch for line in event]})
-        except urllib.error.HTTPError as error:
-            if error.code not in HOPELESS:
-                raise
+            self._zamu.post(json.dumps(body).encode())
+        except Refused as error:
             if len(batch) == 1:
-                print(
-                    f"zamu refuses an event ({error.code}), which is given up: {batch[0][:1]}",
-                    file=sys.stderr,
-                )
+                print(f"An event is given up: {error} to {batch[0][:1]}", file=sys.stderr)
                 return
             middle = len(batch) // 2
             self._send(batch[:middle])
             self._send(batch[middle:])
 
-    def _post(self, body):
-        token = self._given.token_file.read_text().strip()
-        if not re.fullmatch("[!-~]+", token):
-            raise OSError(f"{self._given.token_file} holds no token")
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
-        data = json.dumps(body).encode()
-        request = urllib.request.Request(self._given.url, data=data, headers=headers, method="POST")  # noqa: S310
-        tls = ssl.create_default_context(cafile=self._given.ca_file)
-        opener = urllib.request.build_opener(NoRedirects, urllib.request.HTTPSHandler(context=tls))
-        try:
-            with opener.open(request, timeout=60):
-                pass
-        except http.client.HTTPException as error:
-            raise OSError(f"this is no HTTP: {type(error).__name__}") from None
 
-
-def report(given):
+def report(given: argparse.Namespace) -> None:
     """Post what is new. Raises OSError when zamu did not take it."""
     place = Place(given.state)
     files = logs(given.log)
     known = place.read()
     events, sender, noted = Events(), Sender(given), known
     if known is None:  # what was logged before the reporter came is not news
-        *_, last = ("", 0), *((head, end) for head, _, end, _ in lines(files[-1:], ("", 0)))
+        last = ("", 0)
+        for head, _, end, _ in lines(files[-1:], last):
+            last = (head, end)
         place.write(*last)
         return
 
-    def advance():
+    def advance() -> None:
         nonlocal noted
         sender.send()
-        if events.place is not None and events.begin() != noted:
-            noted = events.begin()
-            place.write(*noted)
+        reached = events.begin()
+        if reached is not None and reached != noted:
+            place.write(*reached)
+            noted = reached
 
     for head, begin, end, line in lines(files, known):
         for event in filter(lambda one: wanted(given, one), events.add(head, begin, end, line)):
@@ -284,7 +255,7 @@ def report(given):
     advance()
 
 
-def main():
+def main() -> None:
     """Run once."""
     given = arguments()
     os.umask(0o077)

@@ -1,38 +1,33 @@
-#!/usr/bin/python3
+#!/usr/bin/python3 -EsB
 # SPDX-License-Identifier: Apache-2.0
 """Tells zamu of bans and unbans: keeps each in a spool, and posts what is there.
 
-    zamu-fail2ban-reporter CONFIG note ban|unban JAIL IP FAILURES TIME BANTIME BANCOUNT RESTORED
-    zamu-fail2ban-reporter CONFIG send
+    fail2ban_reporter.py CONFIG note ban|unban JAIL IP FAILURES TIME BANTIME BANCOUNT RESTORED
+    fail2ban_reporter.py CONFIG send
 
 fail2ban's action calls `note`, which returns as soon as the report is in the spool, so that a slow zamu
 holds up no ban; a child of it posts. What could not be posted is kept for the next ban, and for the timer
-that calls `send`. It needs nothing but Python's own library, 3.9 or newer.
+that calls `send`. It needs nothing but Python's own library.
 """
-
-from __future__ import annotations
 
 import configparser
 import contextlib
 import fcntl
 import json
 import os
-import signal
 import sys
 import syslog
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from zamu_post import Refused, Zamu, address
+
 FIELDS = ("action", "jail", "ip", "failures", "time", "bantime", "bancount", "restored")
 #: Of one field; no address, and no name of a jail, is longer.
 MOST_CHARACTERS = 1_000
 #: Reports in one message.
 BATCH = 100
-#: Seconds that zamu may be silent, and that one message may take as a whole.
-TIMEOUT, PATIENCE = 5, 30
-#: zamu's answer when all is safe, and those after which the same message will never be taken.
-ACCEPTED, HOPELESS = 202, (400, 413, 422)
 
 
 class Config:
@@ -43,9 +38,10 @@ class Config:
         with open(path, encoding="utf-8") as file:
             parser.read_file(file)
         section = parser["zamu"]
-        self.url = section["url"]
-        self.token_file = section["token_file"]
-        self.ca_file = section.get("ca_file") or None
+        ca_file = section.get("ca_file")
+        self.zamu = Zamu(
+            address(section["url"]), Path(section["token_file"]), Path(ca_file) if ca_file else None
+        )
         self.host = section["host"]
         self.keep = int(section["keep"])
         self.spool = Path(section["spool"])
@@ -67,7 +63,7 @@ def reports(config: Config) -> list[Path]:
 def note(config: Config, fields: list[str]) -> None:
     """Keep a report, and let a child post it."""
     report: dict[str, object] = {"at": time.time(), "host": config.host}
-    report |= {name: field[:MOST_CHARACTERS] for name, field in zip(FIELDS, fields)}  # noqa: B905 - Python 3.9
+    report |= {name: field[:MOST_CHARACTERS] for name, field in zip(FIELDS, fields, strict=True)}
     config.waiting.mkdir(mode=0o700, parents=True, exist_ok=True)
     name = f"{time.time_ns():020}-{os.getpid()}"
     half = config.spool / f"{name}.half"
@@ -116,55 +112,25 @@ def post_all(config: Config) -> bool:
     """Whether everything that waits could be posted."""
     size = BATCH
     while paths := reports(config)[:size]:
-        status, words = post(config, b"[" + b",".join(contents(paths)) + b"]")
-        if status in HOPELESS and len(paths) > 1:
-            size = 1  # the others shall not suffer for one
-            continue
-        if status in HOPELESS:
-            say(f"zamu will never take a report, and it is given up: {status} {words}")
-        elif status != ACCEPTED:
+        try:
+            config.zamu.post(b"[" + b",".join(contents(paths)) + b"]")
+        except Refused as error:
+            if len(paths) > 1:
+                size = 1  # the others shall not suffer for one
+                continue
+            say(f"zamu will never take a report, and it is given up: {error}")
+        except OSError as error:
             if not config.silent.exists():
-                say(f"zamu does not take reports, and they are kept: {words}")
+                say(f"zamu does not take reports, and they are kept: {error}")
                 config.silent.touch()
             return False
+        else:
+            if config.silent.exists():
+                config.silent.unlink()
+                say("zamu takes reports again.")
         for path in paths:
             path.unlink(missing_ok=True)
-        if status == ACCEPTED and config.silent.exists():
-            config.silent.unlink()
-            say("zamu takes reports again.")
     return True
-
-
-def post(config: Config, body: bytes) -> tuple[int, str]:
-    """The status of zamu's answer, 0 where there is none, and what it says."""
-    import ssl
-    import urllib.error
-    import urllib.request
-
-    class Stay(urllib.request.HTTPRedirectHandler):
-        """The token is for nobody else, so nobody is followed."""
-
-        def redirect_request(self, *_: object) -> None:
-            return None
-
-    signal.alarm(PATIENCE)  # an answer that comes drop by drop ends this process, and the spool stays
-    try:
-        token = Path(config.token_file).read_text(encoding="utf-8").strip()
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
-        opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}),
-            urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=config.ca_file)),
-            Stay(),
-        )
-        request = urllib.request.Request(config.url, data=body, headers=headers)  # noqa: S310 - the role's
-        with opener.open(request, timeout=TIMEOUT) as answer:
-            return answer.status, ""
-    except urllib.error.HTTPError as error:
-        return error.code, f"{error.code} {error.read(300)!a}"
-    except Exception as error:  # whatever it is, what waits is kept
-        return 0, ascii(error)[:300]
-    finally:
-        signal.alarm(0)
 
 
 def main(arguments: list[str]) -> int:

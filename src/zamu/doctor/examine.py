@@ -13,6 +13,7 @@ import psutil
 from rich.console import Console
 from rich.text import Text
 
+from zamu import processes
 from zamu.doctor import house, installed, reach, record
 from zamu.doctor.finding import Finding, Mark, Patient
 from zamu.event import printable
@@ -63,11 +64,10 @@ def main(config: Path | None, state: State, *, as_json: bool, network: bool, sen
 def _borrow_environment(state: State) -> None:
     """What a zamu that runs has in its environment, and we have not: secrets may be there."""
     for part in PARTS:
-        said = state.status(part)
-        if said is not None:
-            with suppress(psutil.Error):
-                found = psutil.Process(int(said["process"].partition(":")[0])).environ()
-                os.environ.update({name: text for name, text in found.items() if name not in os.environ})
+        process = processes.find((state.status(part) or {}).get("process"))
+        with suppress(psutil.Error):
+            found = process.environ() if process else {}
+            os.environ.update({name: text for name, text in found.items() if name not in os.environ})
 
 
 def examine(patient: Patient) -> Iterator[Finding]:

@@ -4,6 +4,7 @@
 import stat
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +45,10 @@ class Patient:
     hosts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def ok(what: str, found: str) -> Finding:
-    """All is well."""
-    return Finding(Mark.OK, what, found)
-
-
-def warning(what: str, found: str, mend: str) -> Finding:
-    """Somebody should look at it."""
-    return Finding(Mark.WARNING, what, found, mend)
-
-
-def broken(what: str, found: str, mend: str) -> Finding:
-    """It does not work as it stands."""
-    return Finding(Mark.BROKEN, what, found, mend)
-
-
-def skipped(what: str, found: str) -> Finding:
-    """It could not be, or was not to be, checked."""
-    return Finding(Mark.SKIPPED, what, found)
+#: All is well; somebody should look at it; it does not work as it stands; it could not be, or was not to
+#: be, checked.
+ok, warning = partial(Finding, Mark.OK), partial(Finding, Mark.WARNING)
+broken, skipped = partial(Finding, Mark.BROKEN), partial(Finding, Mark.SKIPPED)
 
 
 def private(what: str, path: Path) -> Finding | None:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of what the operator wrote: configuration, rulebooks, secrets, certificate, inventory."""
 
-import math
 import re
 import ssl
 import tempfile
@@ -9,11 +8,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cryptography import x509
+
 from zamu import config
 from zamu import inventory as inventories
 from zamu import rulebooks as rules
 from zamu.ansible import ansible_environment
-from zamu.config import Tls
 from zamu.doctor.finding import Finding, Patient, broken, ok, private, skipped, warning
 from zamu.errors import ConfigError, ZamuError
 from zamu.secrets import VAULT_HEADER, Secret
@@ -86,51 +86,28 @@ def _secrets(patient: Patient) -> Iterator[tuple[str, Secret]]:
 
 
 def certificate(patient: Patient) -> Iterator[Finding]:
-    """The web server's certificate: a real handshake with it, inside this process."""
+    """The web server's certificate and its key, loaded as the server does."""
     tls = patient.config.intake.tls if patient.config else None
     if tls is None:
         return
+    what, mend = "TLS certificate", "Get a new one, and start intake again."
     try:
-        trouble = private("TLS key", tls.key)
-        if trouble:
-            yield trouble
-        ends = _certificate_ends(tls)
-    except ssl.SSLCertVerificationError as error:
-        yield broken("TLS certificate", f"{tls.certificate}: {error.verify_message}.", "Get a new one.")
+        yield from filter(None, [private("TLS key", tls.key)])
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(tls.certificate, tls.key)
+        found = x509.load_pem_x509_certificates(tls.certificate.read_bytes())[0]
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        words = "Name a readable certificate and the key that it was made for as intake.tls."
+        yield broken(what, f"{tls.certificate} with {tls.key}: {error}.", words)
         return
-    except OSError as error:  # ssl.SSLError is one
-        mend = "Name a readable certificate and the key that it was made for as intake.tls."
-        yield broken("TLS certificate", f"{tls.certificate} with {tls.key}: {error}.", mend)
-        return
-    days = math.floor((ends - datetime.now(UTC)).total_seconds() / 86_400)
-    found = f"{tls.certificate} fits its key, and is good for {days} days."
-    if days < _SOON:
-        yield warning("TLS certificate", found, "Get a new one, and start intake again.")
+    now, begins, ends = datetime.now(UTC), found.not_valid_before_utc, found.not_valid_after_utc
+    words = f"{tls.certificate} fits its key, and is good for {(ends - now).days} days."
+    if not begins <= now <= ends:
+        words = f"{tls.certificate} has expired, or is not valid yet: {begins:%Y-%m-%d} to {ends:%Y-%m-%d}."
+        yield broken(what, words, mend)
+    elif (ends - now).days < _SOON:
+        yield warning(what, words, mend)
     else:
-        yield ok("TLS certificate", found)
-
-
-def _certificate_ends(tls: Tls) -> datetime:
-    """When the certificate ends, by asking a client that trusts it. Raises OSError."""
-    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    serving.load_cert_chain(tls.certificate, tls.key)
-    asking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    asking.check_hostname = False
-    asking.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # whoever signed it, it is trusted itself
-    asking.load_verify_locations(tls.certificate)
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    server = serving.wrap_bio(to_server, to_client, server_side=True)
-    client = asking.wrap_bio(to_client, to_server)
-    done = False
-    while not done:
-        done = True
-        for side in (client, server):
-            try:
-                side.do_handshake()
-            except ssl.SSLWantReadError:
-                done = False
-    seen = client.getpeercert() or {}
-    return datetime.fromtimestamp(ssl.cert_time_to_seconds(str(seen["notAfter"])), UTC)
+        yield ok(what, words)
 
 
 def inventory(patient: Patient) -> Iterator[Finding]:

@@ -3,31 +3,31 @@
 
 import asyncio
 import getpass
-import http.client
 import json
 import os
 import shlex
 import shutil
 import socket
-import ssl
 import stat
 import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from zamu.config import Config
+import aiohttp
+
 from zamu.doctor.finding import Finding, Patient, broken, ok, skipped, warning
 from zamu.doctor.installed import run
 from zamu.errors import ConfigError
 from zamu.ledger import Message
-from zamu.notify import deliver, understand
+from zamu.notify import deliver
 
 #: Seconds for a host, or our own server, to answer; and how many hosts are asked at once.
 _PATIENCE = 3
 _AT_ONCE = 16
+#: Bytes of an answer of our own server.
+_MOST = 1_000_000
 _OVER_SSH = ("ssh", "smart", "ansible.builtin.ssh")
 _PASSWORDS = ("ansible_password", "ansible_ssh_pass", "ansible_ssh_password")
 
@@ -113,23 +113,8 @@ def _key(host: str, variables: dict[str, Any], options: dict[str, list[str]]) ->
 
 def _ports(places: dict[str, tuple[str, int]]) -> Iterator[Finding]:
     """Ask all at once, and name those that do not answer."""
-
-    async def ask(room: asyncio.Semaphore, address: tuple[str, int]) -> str | None:
-        try:
-            async with room, asyncio.timeout(_PATIENCE):
-                _, writer = await asyncio.open_connection(*address)
-                writer.close()
-        except TimeoutError:
-            return f"no answer within {_PATIENCE} s"
-        except OSError as error:
-            return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-        return None
-
-    async def ask_all() -> list[str | None]:
-        room = asyncio.Semaphore(_AT_ONCE)
-        return await asyncio.gather(*(ask(room, address) for address in places.values()))
-
-    answers = dict(zip(places, asyncio.run(ask_all()), strict=True))
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        answers = dict(zip(places, pool.map(_port, places.values()), strict=True))
     for host, problem in answers.items():
         if problem is not None:
             address, port = places[host]
@@ -137,6 +122,17 @@ def _ports(places: dict[str, tuple[str, int]]) -> Iterator[Finding]:
             yield warning(f"host {host}", f"{address} port {port}: {problem}.", mend)
     good = sum(problem is None for problem in answers.values())
     yield ok("SSH ports", f"{good} of {len(places)} hosts answer.")
+
+
+def _port(address: tuple[str, int]) -> str | None:
+    """Why nobody answers there; None when somebody does."""
+    try:
+        socket.create_connection(address, _PATIENCE).close()
+    except TimeoutError:
+        return f"no answer within {_PATIENCE} s"
+    except OSError as error:
+        return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+    return None
 
 
 def channels(patient: Patient) -> Iterator[Finding]:
@@ -153,7 +149,7 @@ def channels(patient: Patient) -> Iterator[Finding]:
         except ConfigError:
             yield skipped(what, "Not checked: its URL cannot be had; see its secret, above.")
             continue
-        problem = understand(channel)[1]
+        problem = deliver(channel, None)
         if problem is not None:
             yield broken(what, problem, "Mend its URL; see docs/howto/notifications.md.")
         elif not patient.send:
@@ -173,19 +169,21 @@ def intake(patient: Patient) -> Iterator[Finding]:
         return
     said = patient.state.status("intake")
     what = f"web server, {patient.config.intake.listen}"
+    host, port = patient.config.intake.address
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - to ask, not to listen
     if said is None:
-        try:
-            socket.create_connection(_address(patient.config), _PATIENCE).close()
-        except OSError:
+        if _port((host, port)):
             yield ok(what, "Nobody has the port yet.")
         else:
             mend = "Stop it, or set intake.listen in zamu.yml."
             yield broken(what, "Another program, or another zamu, answers there.", mend)
         return
+    scheme = "https" if patient.config.intake.tls else "http"
+    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{said.get('port') or port}/healthz"
     try:
-        answer = _healthz(patient.config, said.get("port"))
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
+        answer = asyncio.run(_ask(url))
+    except (OSError, ValueError, aiohttp.ClientError) as error:
+        reason = str(error) or type(error).__name__
         yield broken(what, f"/healthz does not answer: {reason}.", "Look at what intake logs.")
         return
     if answer.get("ready"):
@@ -194,29 +192,13 @@ def intake(patient: Patient) -> Iterator[Finding]:
         yield broken(what, f"/healthz says: {answer.get('reason')}", "Mend the part that it names.")
 
 
-def _address(config: Config) -> tuple[str, int]:
-    """Where senders reach us, from this machine."""
-    host, port = config.intake.address
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port  # noqa: S104 - to ask, not to listen
-
-
-def _healthz(config: Config, port: int | None) -> dict[str, Any]:
-    """What /healthz answers on the address that senders use. Raises OSError or ValueError."""
-    host, configured = _address(config)
-    context = None
-    if config.intake.tls:
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it is asked by its address
-    scheme = "https" if config.intake.tls else "http"
-    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port or configured}/healthz"
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-    )
-    try:
-        with opener.open(url, timeout=_PATIENCE) as answer:
-            text = answer.read(1_000_000)
-    except urllib.error.HTTPError as error:
-        with error:
-            text = error.read(1_000_000)
-    found = json.loads(text)
+async def _ask(url: str) -> dict[str, Any]:
+    """The JSON object at an address, whatever the status. Raises OSError, ValueError or ClientError."""
+    patience = aiohttp.ClientTimeout(_PATIENCE)
+    # The certificate is for the name that senders use, and this asks by the address.
+    async with aiohttp.ClientSession(timeout=patience) as client, client.get(url, ssl=False) as answer:
+        body = bytearray()
+        while len(body) < _MOST and (chunk := await answer.content.readany()):
+            body += chunk
+    found = json.loads(body)
     return found if isinstance(found, dict) else {}

@@ -29,6 +29,7 @@ from zamu.status.health import PARTS, health
 _WAL_LIMIT = 64 * 1024 * 1024
 #: Clocks of one machine do not differ; an event that is this young is not from the future. Seconds.
 _TOLERANCE = 5
+_CHANNEL = "Mend the channel; `zamu doctor --send` tries each."
 _LOST = "docs/reference/state.md says what is lost without a file."
 
 
@@ -65,10 +66,10 @@ def directory(patient: Patient) -> Iterator[Finding]:
 def tokens(patient: Patient) -> Iterator[Finding]:
     """The tokens that zamu made, and the databases: others may not read them."""
     state = patient.state
-    found = sorted(state.tokens.glob("*")) if state.tokens.is_dir() else []
-    troubles = [private(f"token of {file.name}", file) for file in found]
-    yield from filter(None, troubles)
-    if found and not any(troubles):
+    found = sorted(state.tokens.glob("*"))
+    troubles = list(filter(None, [private(f"token of {file.name}", file) for file in found]))
+    yield from troubles
+    if found and not troubles:
         yield ok("tokens", f"{len(found)}, which others cannot read.")
     # What is in the state directory is shut off by the directory; a token may be linked from elsewhere.
     for file in found:
@@ -165,25 +166,26 @@ def processes(patient: Patient) -> Iterator[Finding]:
 def contents(patient: Patient) -> Iterator[Finding]:
     """What journal and ledger tell: the clock, dead letters, what waits."""
     state = patient.state
-    if state.journal.exists():
-        try:
+    try:
+        if state.journal.exists():
             with closing(Journal(state.journal)) as journal:
                 yield from _journal(journal)
-        except (ZamuError, sqlite3.Error) as error:
-            yield broken("events", f"{error}", _LOST)
-    if state.ledger.exists():
-        try:
+    except (ZamuError, sqlite3.Error) as error:
+        yield broken("events", f"{error}", _LOST)
+    try:
+        if state.ledger.exists():
             with closing(Ledger(state.ledger)) as ledger:
-                waiting = ledger.letters("waiting")
-        except (ZamuError, sqlite3.Error) as error:
-            yield broken("runs and messages", f"{error}", _LOST)
-            return
-        tried = [letter for letter in waiting if letter.error]
-        if tried:
-            mend = "Mend the channel; `zamu doctor --send` tries each."
-            yield warning("messages", f"{len(tried)} could not be sent: {tried[-1].error}.", mend)
-        else:
-            yield ok("messages", f"{len(waiting)} wait to be sent.")
+                yield _ledger(ledger)
+    except (ZamuError, sqlite3.Error) as error:
+        yield broken("runs and messages", f"{error}", _LOST)
+
+
+def _ledger(ledger: Ledger) -> Finding:
+    waiting = ledger.letters("waiting")
+    tried = [letter for letter in waiting if letter.error]
+    if tried:
+        return warning("messages", f"{len(tried)} could not be sent: {tried[-1].error}.", _CHANNEL)
+    return ok("messages", f"{len(waiting)} wait to be sent.")
 
 
 def _journal(journal: Journal) -> Iterator[Finding]:
@@ -211,16 +213,16 @@ def standing(patient: Patient) -> Iterator[Finding]:
     book = alarms.read(patient.state)
     if book is None:
         if path.exists():
-            mend = "Remove it; what still holds is then told again."
-            yield broken("alarms", f"{path} cannot be read.", mend)
+            yield broken(
+                "alarms", f"{path} cannot be read.", "Remove it; what still holds is then told again."
+            )
         return
     for alarm in book.alarms.values():
         if alarm.told:
             yield warning("alarm", f"Since {_local(alarm.since.isoformat())}: {alarm.text}", "")
     for letter in book.waiting():
         if letter.error:
-            mend = "Mend the channel; `zamu doctor --send` tries each."
-            yield warning("alarm", f"{letter.message.title!r} could not be sent: {letter.error}.", mend)
+            yield warning("alarm", f"{letter.message.title!r} could not be sent: {letter.error}.", _CHANNEL)
     last = book.letters[-1] if book.letters else None
     told = (
         f"the last told at {_local(last.created_at)}: {last.message.title}" if last else "none was told yet"

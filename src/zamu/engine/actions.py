@@ -25,7 +25,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from zamu.doorbell import ring
 from zamu.engine import swap
 from zamu.event import printable
-from zamu.gate.door import digest, metas
+from zamu.gate.door import intent_of, metas
 from zamu.gate.settings import ACTION_KEY, RECORDED
 from zamu.ledger import Intent
 from zamu.ledger.sqlite import Ledger
@@ -94,13 +94,10 @@ def see_actions_through(state: State) -> None:
     judged = swap.load(state).judged
 
     async def call(
-        runner: RuleSetRunner,
-        metadata: Metadata,
-        action: str,
-        arguments: Mapping[str, Any],
-        *match: Any,
+        runner: RuleSetRunner, metadata: Metadata, action: str, arguments: Mapping[str, Any], *match: Any
     ) -> None:
-        if action == "run_playbook" and not _ended_before(metadata):
+        before = metadata.persistent_info and metadata.persistent_info.a_priori
+        if action == "run_playbook" and (before or {}).get("status") not in COMPLETED_STATUSES:
             events = metas(match[-1].data.values())
             heard = bool(events) and all(REDELIVERED in event for event in events)
             if not (heard and metadata.rule in judged.get(metadata.rule_set, [])):
@@ -112,11 +109,6 @@ def see_actions_through(state: State) -> None:
     call.by_zamu = True  # type: ignore[attr-defined]
     RuleSetRunner._call_action = call
     ACTION_CLASSES["run_playbook"] = _RunPlaybook
-
-
-def _ended_before(metadata: Metadata) -> bool:
-    info = metadata.persistent_info
-    return info is not None and (info.a_priori or {}).get("status") in COMPLETED_STATUSES
 
 
 async def _run_playbook(
@@ -133,21 +125,14 @@ async def _run_playbook(
     # Without its record in the engine's store, which the engine removes at the first failure.
     unrecorded = dataclasses.replace(metadata, persistent_info=None)
     try:
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(NotAtTheGate),
-            stop=stop_after_attempt(ATTEMPTS),
-            wait=pauses,
-            reraise=True,
-        ):
-            with attempt:
-                await _begin(own, runner, unrecorded, arguments, *match)
+        retry, stop = retry_if_exception_type(NotAtTheGate), stop_after_attempt(ATTEMPTS)
+        trying = AsyncRetrying(retry=retry, stop=stop, wait=pauses, reraise=True)
+        await trying(_begin, own, runner, unrecorded, arguments, *match)
     except NotAtTheGate as error:
         log.error("%s: %s: %s", metadata.rule_set, metadata.rule, error)
         intent = _intent(metadata, arguments["extra_vars"][ACTION_KEY], match[-1].data)
         # Until the ledger takes it, the action stays in the engine's store.
-        async for attempt in AsyncRetrying(wait=pauses):
-            with attempt:
-                await asyncio.to_thread(ledger.fail, intent, str(error))
+        await AsyncRetrying(wait=pauses)(asyncio.to_thread, ledger.fail, intent, str(error))
         ring(state.bells, "ledger")
 
 
@@ -170,17 +155,7 @@ async def _begin(
 
 def _intent(metadata: Metadata, action: Mapping[str, str], matched: Mapping[str, Any]) -> Intent:
     events = metas(matched.values())
-    uuids = [event["uuid"] for event in events]
     hosts = sorted({host for event in events for host in event.get("hosts", [])})
-    return Intent(
-        key=digest([sorted(uuids), metadata.rule_set, metadata.rule, action, "not begun"]),
-        events=uuids,
-        ruleset=metadata.rule_set,
-        rule=metadata.rule,
-        playbook=action["playbook"],
-        path=action["path"],
-        hosts=hosts,
-        target="",  # nothing was acted upon, so no cooldown begins
-        variables={},
-        depth=max((int(event.get("depth", 0)) for event in events), default=0),
-    )
+    # Nothing was acted upon: it has no target, so that no cooldown begins.
+    told = {"ruleset": metadata.rule_set, "rule": metadata.rule}
+    return intent_of(events, told, action, "not begun", hosts)

@@ -6,7 +6,6 @@ The composed file is meant to be read by people; nothing in it is a secret.
 
 import copy
 import logging
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -80,13 +79,3 @@ def _run_playbook(config: Config, arguments: dict[str, Any]) -> None:
         **(arguments.get("extra_vars") or {}),
         ACTION_KEY: {"playbook": name, "path": str(path)},
     }
-
-
-def sources_directory() -> Path:
-    """Where ansible-rulebook finds the source `journal`."""
-    return Path(__file__).parent / "sources"
-
-
-def filters_directory() -> Path:
-    """Where ansible-rulebook finds the one filter that every source has."""
-    return Path(__file__).parent / "filters"

@@ -14,11 +14,12 @@ import logging
 import os
 import signal
 from collections import deque
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from ansible_rulebook import engine
 from ansible_rulebook.conf import settings
+from ansible_rulebook.messages import Shutdown
 from drools.ruleset import session_stats
 
 from zamu import processes
@@ -45,11 +46,16 @@ class EngineStuck(Exception):
 
 
 async def deliver(queue: asyncio.Queue[Any], args: dict[str, Any]) -> None:
-    """Deliver to one ruleset what one source put into the journal, until SIGTERM."""
+    """Deliver to one ruleset what one source put into the journal, until SIGTERM.
+
+    `args` name the `ruleset` and the hosted `source`, the seconds that the engine's store needs to write
+    after its feedback (`settle`) and after which an engine that gives none is started again (`timeout`),
+    and how many playbooks may run before events have to wait (`room`). The state directory is ZAMU_STATE.
+    """
     state = State(Path(os.environ["ZAMU_STATE"]))
     delivery = _Delivery(state, queue, args)
     await _rules_are_loaded(args["ruleset"])
-    _engine(state)
+    _engine(state.root)
     delivery.journal.attach(args["ruleset"], args["source"], processes.identity())
     ring(state.bells, "engine")
     try:
@@ -69,11 +75,17 @@ class _Stop:
     before all are done.
     """
 
-    def __init__(self) -> None:
-        self.asked = asyncio.Event()
+    def __init__(self, bells: Path) -> None:
+        self.asked = False
+        self._bells = bells
         self._all_done = asyncio.Event()
         self._running = 0
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.asked.set)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._ask)
+
+    def _ask(self) -> None:
+        self.asked = True
+        for topic in ("journal", "ledger"):  # for which deliveries wait
+            ring(self._bells, topic)
 
     def begin(self) -> None:
         """One more delivery runs."""
@@ -86,49 +98,36 @@ class _Stop:
             self._all_done.set()
         await self._all_done.wait()
 
-    async def or_else[T](self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`. Raises _Stopped when the stop comes first."""
-        asked, task = asyncio.ensure_future(self.asked.wait()), asyncio.ensure_future(work)
-        try:
-            await asyncio.wait((asked, task), return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise _Stopped
-            return task.result()
-        finally:
-            asked.cancel()
-            task.cancel()
 
-
-class _Stopped(Exception):
-    """The engine is asked to end."""
+_stop = functools.cache(_Stop)
 
 
 @functools.cache
-def _stop() -> _Stop:
-    return _Stop()
-
-
-@functools.cache
-def _engine(state: State) -> asyncio.Task[None]:
+def _engine(root: Path) -> asyncio.Task[None]:
     """What the engine's process needs once, however many sources it has."""
-    _leave_vault_text_alone()
-    see_actions_through(state)
-    return asyncio.create_task(_say_heap(state))
+    # The engine takes every rendered text that contains `$ANSIBLE_VAULT` for something to decrypt, so that
+    # a stranger's text could make it drop the action without a word. Nothing composed is vaulted.
+    settings.vault.is_encrypted = lambda _: False
+    engine.broadcast = _tell_each_ruleset_once
+    see_actions_through(State(root))
+    return asyncio.create_task(_say_heap(State(root)))
+
+
+async def _tell_each_ruleset_once(shutdown: Shutdown) -> None:
+    """Say that the engine ends, in place of the engine's own `broadcast`.
+
+    That says it to a ruleset once for each of its sources, and again for each source that ends. But who
+    was told reads no more, and its queue has one place: rulesets behind a full one would never be told.
+    """
+    queues = set(engine.all_source_queues)
+    engine.all_source_queues.clear()
+    await asyncio.gather(*(queue.put(shutdown) for queue in queues))
 
 
 async def _say_heap(state: State) -> None:
     while True:
         say_heap(state)
         await asyncio.sleep(_HEAP_EVERY)
-
-
-def _leave_vault_text_alone() -> None:
-    """Keep the engine from decrypting what events say.
-
-    It takes every rendered text that contains `$ANSIBLE_VAULT` for something to decrypt, so that a
-    stranger's text could make it drop the action without a word. Nothing composed is vaulted.
-    """
-    settings.vault.is_encrypted = lambda _: False
 
 
 async def _rules_are_loaded(ruleset: str) -> None:
@@ -155,22 +154,24 @@ class _Delivery:
         self._timeout: float = args["timeout"]
         self._room: int = args["room"]
         self._settling: deque[tuple[float, int]] = deque()
-        self._stop = _stop()
+        self._stop = _stop(state.bells)
         self._stop.begin()
 
     async def run(self) -> None:
         position, heard = self.journal.position(self._ruleset, self._source)
-        bell = Doorbell(self._bells, "journal")
-        with contextlib.closing(bell), contextlib.suppress(_Stopped):
-            while True:
+        with contextlib.closing(Doorbell(self._bells, "journal")) as bell:
+            while not self._stop.asked:
                 batch = self.journal.read(self._ruleset, self._source, position, _BATCH)
                 for offset, event in batch:
                     if offset <= heard:
                         event["meta"][REDELIVERED] = True
+                    await self._wait_for_room()
+                    if self._stop.asked:
+                        return
                     await self._deliver(offset, event)
                     position = offset
                 if not batch:
-                    await self._stop.or_else(bell.wait())
+                    await bell.wait()
 
     async def acknowledge_settled(self) -> None:
         """Acknowledge, again and again, what the engine's store has had time to write."""
@@ -196,9 +197,6 @@ class _Delivery:
     async def _deliver(self, offset: int, event: Event) -> None:
         # The engine drops its source's own name in; feedback is matched by it.
         event["meta"]["source"].pop("name", None)
-        await self._stop.or_else(self._wait_for_room())
-        if self._stop.asked.is_set():
-            raise _Stopped
         await self._queue.put(event)
         waited_for_room = True
         while waited_for_room:
@@ -214,11 +212,11 @@ class _Delivery:
         self._settling.append((asyncio.get_running_loop().time(), offset))
 
     async def _wait_for_room(self) -> None:
+        """Return when another playbook may run, or at the stop."""
         if len(self._ledger.active()) < self._room:
             return
-        bell = Doorbell(self._bells, "ledger")
-        with contextlib.closing(bell):
-            while len(self._ledger.active()) >= self._room:
+        with contextlib.closing(Doorbell(self._bells, "ledger")) as bell:
+            while len(self._ledger.active()) >= self._room and not self._stop.asked:
                 await bell.wait()
 
     def _give_up(self, offset: int) -> None:

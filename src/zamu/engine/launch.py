@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How ansible-rulebook is started, and what its store may say when it does not start."""
+"""How ansible-rulebook is started, behind the gate, and what its store may say when it does not start."""
 
 import asyncio
 import os
@@ -13,16 +13,31 @@ import yaml
 
 from zamu import processes
 from zamu.config import Config
-from zamu.engine.compose import filters_directory, sources_directory
 from zamu.errors import ZamuError
 from zamu.state import State, write_atomically
 
+#: Where ansible-rulebook finds the source `journal`, and the one filter that every source has.
+_HERE = Path(__file__).parent
 #: How many uuids the engine remembers as seen; enough for what can be unacknowledged at once.
 _WINDOW = 1_000
 _LOG_LIMIT = 10_000_000
 # H2's error codes for a file that it cannot read: 90028 is IO_EXCEPTION_1, 90030 FILE_CORRUPTED_1.
 _DAMAGED = ("[90028-", "[90030-")
 _NO_STORE = "Failed to initialize HA mode"
+#: What the engine finds first on its PATH.
+_DOOR = {
+    "ansible-playbook": f"""\
+#!/bin/sh
+# Written by zamu: the gate stands before every playbook.
+exec '{sys.executable}' -m zamu.gate.door "$@"
+""",
+    "ansible": """\
+#!/bin/sh
+# Written by zamu: run_module would go round the gate.
+echo "zamu: only playbooks may be run by rules." >&2
+exit 1
+""",
+}
 
 
 async def launch(
@@ -52,6 +67,15 @@ async def launch(
             preexec_fn=processes.die_with_parent(signal.SIGKILL),
         )
         return engine, output.tell()
+
+
+def install_door(state: State) -> None:
+    """Put the gate where ansible-runner looks for `ansible-playbook`, and a wall for `ansible`."""
+    directory = state.engine / "bin"
+    directory.mkdir(exist_ok=True)
+    for name, text in _DOOR.items():
+        (directory / name).write_text(text)
+        (directory / name).chmod(0o755)
 
 
 def require_java() -> None:
@@ -93,8 +117,8 @@ def _store(state: State) -> Path:
 def _command(config: Config, state: State) -> list[str]:
     options = {
         "--rulebook": state.engine / "rulebook.yml",
-        "--source-dir": sources_directory(),
-        "--filter-dir": filters_directory(),
+        "--source-dir": _HERE / "sources",
+        "--filter-dir": _HERE / "filters",
         "--inventory": config.inventory,
         "--vars": state.engine / "vars.yml",
         "--id": "zamu",

@@ -7,8 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from zamu.config import Config
 from zamu.doorbell import Doorbell, ring
 from zamu.engine import launch, swap
 from zamu.engine.compose import compose
-from zamu.engine.door import install_door
 from zamu.errors import ZamuError
+from zamu.event import now
 from zamu.gate import settings as gate
 from zamu.gate.door import see_through
 from zamu.journal.sqlite import Journal
@@ -55,7 +54,7 @@ class Supervisor:
         self._ledger = Ledger(state.ledger)
         self._journal = Journal(state.journal)
         self._pidfile = state.engine / "process"
-        self._resumed: dict[str, asyncio.Task[Any]] = {}
+        self._resumed: set[str] = set()
         self._changed: Rulebooks | None = None
         self._change = asyncio.Event()
         self._swap = swap.load(state)
@@ -67,7 +66,7 @@ class Supervisor:
         self._settings = await asyncio.to_thread(self._prepare, self._rulebooks)
         self._journal.subscribe(self._rulebooks.consumers)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._keep_running())
+            tasks.create_task(keep_running(self._run, failed=self._say_down, well=_WELL))
             for task in (self._resume_killed, self._watch_rulebooks):
                 tasks.create_task(keep_running(task, failed=self._say_disturbed))
 
@@ -105,12 +104,9 @@ class Supervisor:
             run_timeout=config.engine.run_timeout.total_seconds(),
         )
         os.environ[gate.VARIABLE] = str(settings.save())
-        install_door(state)
+        launch.install_door(state)
         write_atomically(state.engine / "rulebook.yml", compose(config, rulebooks))
         return settings
-
-    async def _keep_running(self) -> None:
-        await keep_running(self._run, failed=self._say_down, well=_WELL)
 
     def _say_down(self, error: BaseException, pause: float) -> None:
         self._say(state="down", reason=str(error))
@@ -125,12 +121,17 @@ class Supervisor:
 
     async def _run(self) -> None:
         """Run the engine, and again after each swap. Raises EngineEnded when it ends by itself."""
+        swapped = None
         while True:
-            await self._run_once()
+            await self._run_once(swapped)
+            swapped = now()
 
-    async def _run_once(self) -> None:
-        """One life of the engine: until it ends, which is an error, or until the rulebooks changed."""
-        self._say(state="starting", reason="the rules engine starts")
+    async def _run_once(self, swapped: str | None) -> None:
+        """One life of the engine: until it ends, which is an error, or until the rulebooks changed.
+
+        `swapped`: when they last did, if that is why it starts.
+        """
+        self._say(state="starting", reason="the rules engine starts", swapped=swapped)
         if launch.store_is_new(self._state):
             # What it had to do is not known to it any more; the ledger knows what was done of it.
             self._swap = swap.hear_all_again(self._journal, self._rulebooks)
@@ -220,43 +221,36 @@ class Supervisor:
         self._tell("A changed rulebook is not used", f"The last good ones go on. {trouble}")
 
     def _tell(self, title: str, body: str) -> None:
-        log.warning("%s. %s", title, body)
+        log.warning("%s. %s", title, body.replace("\n", " "))
         self._ledger.tell(Message.of(title, body, "urgent"))
         ring(self._state.bells, "outbox")
 
     async def _say_when_ready(self, engine: str) -> None:
         """The engine is ready when every ruleset of it reads from the journal."""
-        bell = Doorbell(self._state.bells, "engine")
-        try:
+        with closing(Doorbell(self._state.bells, "engine")) as bell:
             while self._journal.readers() != {engine}:
                 await bell.wait(1)
-            self._say(state="ready", engine=engine)
-            if self._swap.fresh:
-                self._swap = dataclasses.replace(self._swap, fresh=False)
-                self._swap.save(self._state)
-            log.info("The rules engine is ready.")
-        finally:
-            bell.close()
+        self._say(state="ready", engine=engine)
+        if self._swap.fresh:
+            self._swap = dataclasses.replace(self._swap, fresh=False)
+            self._swap.save(self._state)
+        log.info("The rules engine is ready.")
 
     async def _resume_killed(self) -> None:
         """Have intents done whose playbook, and everyone who waited for it, was killed."""
-        bell = Doorbell(self._state.bells, "ledger")
+        with closing(Doorbell(self._state.bells, "ledger")) as bell:
+            async with asyncio.TaskGroup() as tasks:
+                while True:
+                    for run in self._ledger.abandoned():
+                        if run.intent.key not in self._resumed:
+                            self._resumed.add(run.intent.key)
+                            tasks.create_task(self._resume(run.intent))
+                    await bell.wait()
+
+    async def _resume(self, intent: Intent) -> None:
         try:
-            while True:
-                for run in self._ledger.abandoned():
-                    self._resume(run.intent)
-                await bell.wait()
+            await asyncio.to_thread(see_through, self._settings, self._ledger, intent)
+        except Exception as error:
+            log.error("A killed playbook could not be resumed: %s", error)
         finally:
-            bell.close()
-
-    def _resume(self, intent: Intent) -> None:
-        if intent.key in self._resumed:
-            return
-        task = asyncio.create_task(asyncio.to_thread(see_through, self._settings, self._ledger, intent))
-        self._resumed[intent.key] = task
-        task.add_done_callback(partial(self._resumption_ended, intent.key))
-
-    def _resumption_ended(self, key: str, task: asyncio.Task[Any]) -> None:
-        del self._resumed[key]
-        if not task.cancelled() and task.exception() is not None:
-            log.error("A killed playbook could not be resumed: %s", task.exception())
+            self._resumed.discard(intent.key)

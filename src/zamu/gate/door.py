@@ -9,13 +9,14 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
-import select
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
+
+import psutil
 
 from zamu import processes
 from zamu.doorbell import ring
@@ -117,17 +118,10 @@ def _begin(settings: Settings, ledger: Ledger, run: Run) -> None:
 
 def _wait_for(process: str | None) -> None:
     """Return when another process has ended, or soon: a run passes from who claimed it to its worker."""
-    if process is None or not processes.alive(process):
-        return
-    try:
-        handle = os.pidfd_open(int(process.partition(":")[0]))
-    except ProcessLookupError:
-        return
-    try:
-        if processes.alive(process):  # else its number was given to another in between
-            select.select([handle], [], [], _LOOK_AGAIN)
-    finally:
-        os.close(handle)
+    found = processes.find(process)
+    if found is not None:
+        with contextlib.suppress(psutil.TimeoutExpired):
+            found.wait(_LOOK_AGAIN)
 
 
 def _read(settings: Settings, arguments: list[str]) -> Intent:
@@ -145,29 +139,31 @@ def _read(settings: Settings, arguments: list[str]) -> Intent:
     told = variables.get("ansible_eda")
     if not isinstance(action, dict) or not isinstance(told, dict):
         raise ZamuError("This playbook was not started by a rulebook that zamu composed.")
-    playbook, path = str(action["playbook"]), str(action["path"])
     hosts = sorted({host for host in call.limit.split(",") if host and host != NO_HOST})
     events = metas(told["events"].values() if "events" in told else [told.get("event")])
-    return Intent(
-        key=digest(
-            [
-                sorted(event["uuid"] for event in events),
-                told["ruleset"],
-                told["rule"],
-                playbook,
-                {name: value for name, value in variables.items() if name != "ansible_eda"},
-            ]
-        ),
-        events=[event["uuid"] for event in events],
-        ruleset=str(told["ruleset"]),
-        rule=str(told["rule"]),
-        playbook=playbook,
-        path=path,
-        hosts=hosts,
-        target=digest([hosts, [variables.get(name) for name in settings.policy(playbook).target]]),
-        variables=variables,
-        depth=max((int(event.get("depth", 0)) for event in events), default=0),
-    )
+    said = {name: value for name, value in variables.items() if name != "ansible_eda"}
+    intent = intent_of(events, told, action, said, hosts)
+    target = [variables.get(name) for name in settings.policy(intent.playbook).target]
+    return replace(intent, variables=variables, target=digest([hosts, target]))
+
+
+def intent_of(
+    events: list[dict[str, Any]],
+    told: Mapping[str, Any],
+    action: Mapping[str, Any],
+    said: Any,
+    hosts: list[str],
+) -> Intent:
+    """What the rule that `told` names wants done for events, each given by its `meta`.
+
+    `said` tells it from what else the rule wants. It has no variables and acts on no target yet.
+    """
+    uuids = [event["uuid"] for event in events]
+    playbook, path = str(action["playbook"]), str(action["path"])
+    ruleset, rule = str(told["ruleset"]), str(told["rule"])
+    depth = max((int(event.get("depth", 0)) for event in events), default=0)
+    key = digest([sorted(uuids), ruleset, rule, playbook, said])
+    return Intent(key, uuids, ruleset, rule, playbook, path, hosts, "", {}, depth)
 
 
 def metas(matched: Iterable[Any]) -> list[dict[str, Any]]:
@@ -185,3 +181,7 @@ def digest(parts: list[Any]) -> str:
     """One name for what these parts say."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

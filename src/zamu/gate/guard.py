@@ -36,7 +36,16 @@ def refuse_now(intent: Intent, settings: Settings, ledger: Ledger) -> str | None
     """
     if intent.playbook in TELLING:
         return None
-    return _cooldown(intent, settings, ledger)
+    cooldown = timedelta(seconds=settings.policy(intent.playbook).cooldown)
+    last = ledger.last_of(intent.playbook, intent.target)
+    if last is None:
+        return None
+    again = datetime.fromisoformat(last.created_at) + cooldown
+    moment = datetime.fromisoformat(now())
+    if moment >= again:
+        return None
+    ago = int((moment - again + cooldown).total_seconds())
+    return f"cooldown: {intent.playbook} acted here {ago} s ago and may act again at {again:%H:%M:%S} UTC."
 
 
 def _hosts(intent: Intent, settings: Settings) -> str | None:
@@ -52,16 +61,3 @@ def _hosts(intent: Intent, settings: Settings) -> str | None:
         if host not in known:
             return f"no inventory host: {printable(host)!r} is not in the inventory."
     return None
-
-
-def _cooldown(intent: Intent, settings: Settings, ledger: Ledger) -> str | None:
-    cooldown = timedelta(seconds=settings.policy(intent.playbook).cooldown)
-    last = ledger.last_of(intent.playbook, intent.target)
-    if last is None:
-        return None
-    again = datetime.fromisoformat(last.created_at) + cooldown
-    moment = datetime.fromisoformat(now())
-    if moment >= again:
-        return None
-    ago = int((moment - again + cooldown).total_seconds())
-    return f"cooldown: {intent.playbook} acted here {ago} s ago and may act again at {again:%H:%M:%S} UTC."

@@ -33,7 +33,7 @@ class Recorder:
 
     def record(self, result: TaskResult) -> None:
         """Keep what a task did on a host."""
-        self._ledger.record(self._run_id, [result])
+        self._ledger.record(self._run_id, result)
         ring(self._state.bells, "ledger")
 
     def end(self, failed: list[str]) -> None:

@@ -4,10 +4,10 @@
 The gate starts before every playbook, so it reads this small file instead of all of zamu.yml.
 """
 
-import json
 import os
-from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import msgspec
 
 from zamu import inventory
 from zamu.changes import stamp
@@ -22,23 +22,19 @@ ACTION_KEY = "zamu_action"
 NO_HOST = "zamu-no-host"
 #: Playbooks that only tell: they need no host and start no Ansible.
 TELLING = frozenset({"boma.zamu.notify"})
-
-
 #: The gate's exit code when an intent is in the ledger, and did not end well. Every other code but 0
 #: says that the intent did not come as far as the ledger.
 RECORDED = 3
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The guard's policy for one playbook."""
 
     cooldown: float
     target: list[str]
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Paths are absolute, times are seconds."""
 
     state: str
@@ -77,7 +73,7 @@ class Settings:
     def save(self) -> Path:
         """Write the file that `load` reads; only its owner may read it."""
         path = State(Path(self.state)).gate
-        write_atomically(path, json.dumps(asdict(self)), mode=0o600)
+        write_atomically(path, msgspec.json.encode(self).decode(), mode=0o600)
         return path
 
 
@@ -85,11 +81,8 @@ def load() -> Settings:
     """Read the file that the environment names. Raises ZamuError: then nothing may run."""
     path = os.environ.get(VARIABLE, "")
     try:
-        data = json.loads(Path(path).read_text())
-        data["policies"] = {name: Policy(**item) for name, item in data["policies"].items()}
-        data["default_policy"] = Policy(**data["default_policy"])
-        return Settings(**data)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return msgspec.json.decode(Path(path).read_bytes(), type=Settings)
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
         raise ZamuError(
             f"The gate has no settings ({VARIABLE}={path!r}: {error}), so no playbook may run. "
             "Playbooks of rules are started by `zamu engine`."

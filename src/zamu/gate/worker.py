@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """One run of one playbook, in a session of its own: it outlives the engine that wanted it."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -47,17 +46,9 @@ def _play(settings: Settings, run: Run) -> int | None:
     with tempfile.NamedTemporaryFile("w", dir=State(Path(settings.state)).engine, suffix=".yml") as file:
         file.write(inert.write(run.intent.variables))
         file.flush()
+        where = ["-i", settings.inventory, "--limit", ",".join(run.intent.hosts)]
         with subprocess.Popen(
-            [
-                settings.ansible_playbook,
-                "-i",
-                settings.inventory,
-                "--limit",
-                ",".join(run.intent.hosts),
-                "-e",
-                f"@{file.name}",
-                run.intent.path,
-            ],
+            [settings.ansible_playbook, *where, "-e", f"@{file.name}", run.intent.path],
             stdin=subprocess.DEVNULL,
             env={**os.environ, "ZAMU_RUN_ID": run.id},
             preexec_fn=processes.die_with_parent(signal.SIGKILL),  # noqa: PLW1509 - no threads here
@@ -65,17 +56,13 @@ def _play(settings: Settings, run: Run) -> int | None:
             try:
                 return ansible.wait(timeout=settings.run_timeout)
             except subprocess.TimeoutExpired:
-                with contextlib.suppress(ProcessLookupError):
-                    processes.end(processes.identity(ansible.pid), family=True)
+                processes.end(processes.identity(ansible.pid), family=True)
                 return None
 
 
 def _judge(ledger: Ledger, settings: Settings, run: Run, code: int | None) -> tuple[Status, str | None]:
     if code is None:
-        return (
-            Status.FAILED,
-            f"The playbook took longer than {settings.run_timeout:.0f} s and was ended.",
-        )
+        return (Status.FAILED, f"The playbook took longer than {settings.run_timeout:.0f} s and was ended.")
     if code < 0 or code == _ANSIBLE_INTERRUPTED:
         return killed(run, settings.max_attempts)
     results = ledger.tasks(run.id)

@@ -82,15 +82,11 @@ class Foreign:
         return arguments
 
     async def run(self, put: Callable[[Event], Awaitable[None]]) -> None:
-        """Run the source; returns when its `main` did. Raises ForeignFailed at any other end."""
-        try:
-            arguments = self.arguments()
-        except ConfigError as error:  # it was right when intake started: it may be again
-            raise ForeignFailed(str(error)) from error
+        """Run the source; returns when its `main` did. Raises ForeignFailed at any other end, ConfigError."""
         order = {
             "plugin": str(self.plugin),
             "filters": [(str(path), given) for path, given in self.filters],
-            "arguments": arguments,
+            "arguments": self.arguments(),
             "largest": self.largest,
             "memory": self.memory,
         }
@@ -167,19 +163,21 @@ class Foreign:
                     len(waiting) >= _WINDOW or sum(waiting.values()) + len(body) > self.largest
                 ):
                     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                    _forget_done(waiting)
                 take = partial(self._take if word == b"put" else self._bury, body, put)
-                waiting[asyncio.create_task(_answer(writer, int(number), take))] = len(body)
+                answering = asyncio.create_task(_answer(writer, int(number), take))
+                waiting[answering] = len(body)
+                answering.add_done_callback(waiting.pop)
                 try:
                     async with asyncio.timeout(_UNREAD):
                         await writer.drain()
                 except TimeoutError:
                     raise ForeignFailed(f"it has read no answer for {_UNREAD} s") from None
-        except (ConnectionError, ValueError) as error:
-            if isinstance(error, ValueError):  # asyncio's, of a line that does not end
-                raise ForeignFailed("it said to intake what is no message") from None
+        except ValueError:  # asyncio's, of a line that does not end
+            raise ForeignFailed("it said to intake what is no message") from None
+        except ConnectionError:
+            pass
         finally:
-            for task in waiting:
+            for task in [*waiting]:
                 task.cancel()
         return None
 
@@ -288,8 +286,3 @@ async def _answer(writer: asyncio.StreamWriter, number: int, take: Callable[[], 
         writer.write(b"refused %d %s\n" % (number, json.dumps(str(error)).encode()))
     else:
         writer.write(b"taken %d\n" % number)
-
-
-def _forget_done(waiting: dict[asyncio.Task[None], int]) -> None:
-    for task in [one for one in waiting if one.done()]:
-        del waiting[task]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hosts the event sources: own ones in this process, foreign ones in a child process each.
 
-A source that fails is started again after a while, said once; it takes nothing else down.
+A source that fails is started again after a while, said once; it takes nothing else down. Only arguments
+that are wrong from the start end intake, so that they are seen.
 """
 
 import functools
@@ -37,28 +38,38 @@ async def host(
 ) -> None:
     """Run one source for ever. `said(source, reason)` is told when it fails, and None when it is back.
 
-    Raises ZamuError at once when the source or a filter does not exist or refuses its arguments.
+    Raises ZamuError at once when the source or a filter does not exist, or when its first life refuses its
+    arguments. What an older one refuses was right once, and may be again: that is an outage.
     """
     shelter.set(lent)
     source_name.set(source.id)
     live = _prepare(source, config, writer, inventory, lent)
-    lost = False
+    lost, first = False, True
+
+    async def life() -> None:
+        try:
+            await live()
+        except ConfigError as error:
+            if first:
+                raise
+            raise ZamuError(str(error)) from error
 
     def failed(error: BaseException, pause: float) -> None:
-        nonlocal lost
+        nonlocal lost, first
+        reason = printable(error) or type(error).__name__  # a timeout says nothing
         if not lost:
-            log.warning("Source %s failed and is started again: %s", source.id, printable(error))
-        lost = True
-        said(source.id, printable(error))
+            log.warning("Source %s failed and is started again: %s", source.id, reason)
+        lost, first = True, False
+        said(source.id, reason)
 
     def back() -> None:
-        nonlocal lost
+        nonlocal lost, first
         if lost:
             log.info("Source %s works again.", source.id)
-        lost = False
+        lost = first = False
         said(source.id, None)
 
-    await keep_running(live, failed=failed, back=back, final=(ConfigError,), longest=300)
+    await keep_running(life, failed=failed, back=back, final=(ConfigError,), longest=300)
 
 
 def _prepare(

@@ -280,14 +280,11 @@ class Connection:
 
     async def subscribe(self, filters: list[str], qos: int, retained: bool) -> list[ReasonCode]:
         """What the broker answers to each filter. Retained messages are asked for or not (MQTT 5)."""
-        handling = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
-        if not retained:
-            handling = SubscribeOptions.RETAIN_DO_NOT_SEND
+        how: Any = qos
         if self._settings.version == "5":
-            how = SubscribeOptions(qos=qos, retainHandling=handling)
-            _, mid = self._client.subscribe([(one, how) for one in filters])
-        else:
-            _, mid = self._client.subscribe([(one, qos) for one in filters])
+            send, leave = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE, SubscribeOptions.RETAIN_DO_NOT_SEND
+            how = SubscribeOptions(qos=qos, retainHandling=send if retained else leave)
+        _, mid = self._client.subscribe([(one, how) for one in filters])
         return await self._answer(mid, "a SUBSCRIBE")
 
     async def unsubscribe(self, filters: list[str]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks a source's arguments against its model, and says what is wrong by the option's name."""
+"""Checks a source's arguments against its model, and says what is wrong by the field's name."""
 
 from typing import Annotated, Any
 
@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from zamu.config import parse_duration
 from zamu.errors import ConfigError
+from zamu.event import printable
 
 
 def _duration(text: str) -> str:
@@ -14,8 +15,16 @@ def _duration(text: str) -> str:
     return text
 
 
+def _interval(text: str) -> str:
+    if parse_duration(text).total_seconds() < 1:
+        raise ValueError(f"{text!r} is too short; at least 1s")
+    return text
+
+
 #: `90s`, `10m`, `2h` or `7d`; `seconds` makes a number of it.
 type Duration = Annotated[str, AfterValidator(_duration)]
+#: A duration after which something is done again.
+type Interval = Annotated[str, AfterValidator(_interval)]
 
 
 class Options(BaseModel):
@@ -31,12 +40,16 @@ def options[Model: BaseModel](source: str, model: type[Model], args: dict[str, A
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        # An unknown one first: it may be the misspelt name of one that is missing.
-        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-        option = ".".join(map(str, first["loc"])) or "its arguments"
         known = ", ".join(model.model_fields)
-        reason = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{source}: {option}: {reason} (options: {known}).") from None
+        raise ConfigError(f"{source}: {problem(error, 'its arguments')} (options: {known}).") from None
+
+
+def problem(error: ValidationError, whole: str) -> str:
+    """What is wrong, as `field: reason`; with no field it is the `whole`."""
+    # An unknown field first: it may be the misspelt name of one that is missing.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    where = printable(".".join(map(str, first["loc"]))) or whole
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def seconds(duration: str) -> float:

@@ -17,25 +17,30 @@ async def poll(what: str, every: float, ask: Callable[[], Awaitable[None]]) -> N
     """Call `ask` now and then every `every` seconds, for ever.
 
     What it raises is an outage of `what`: it is said once when it begins and once when it ends, and the
-    pauses grow up to five minutes. A source that does nothing but poll needs none of this: it raises,
-    and intake starts it again in the same way. Raises ConfigError when `ask` does.
+    pauses grow up to five minutes. It has ended, too, when `ask` goes on for a minute. A source that does
+    nothing but poll needs none of this: it raises, and intake starts it again in the same way. Raises
+    ConfigError when `ask` does.
     """
     source = source_name.get()
     lost = False
 
-    async def live() -> None:
+    def back() -> None:
         nonlocal lost
+        if lost:
+            log.info("%s: %s answers again.", source, what)
+        lost = False
+
+    async def live() -> None:
         while True:
             await ask()
-            if lost:
-                log.info("%s: %s answers again.", source, what)
-            lost = False
+            back()
             await asyncio.sleep(every)
 
     def failed(error: BaseException, pause: float) -> None:
         nonlocal lost
         if not lost:
-            log.warning("%s: %s does not answer, and is asked again: %s", source, what, printable(error))
+            reason = printable(error) or type(error).__name__  # a timeout says nothing
+            log.warning("%s: %s does not answer, and is asked again: %s", source, what, reason)
         lost = True
 
-    await keep_running(live, failed=failed, final=(ConfigError,), longest=300)
+    await keep_running(live, failed=failed, back=back, final=(ConfigError,), longest=300)

@@ -165,7 +165,7 @@ def _bound(info: Any, source: str | None) -> socket.socket:
         found.setblocking(False)
         if source is None:
             return found
-        if _is_address(source):
+        if is_address(source):
             found.bind((source, 0))
         else:
             found.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, source.encode())
@@ -177,12 +177,13 @@ def _bound(info: Any, source: str | None) -> socket.socket:
 
 
 def _family(source: str | None) -> socket.AddressFamily:
-    if source is None or not _is_address(source):
+    if source is None or not is_address(source):
         return socket.AF_UNSPEC
     return socket.AF_INET6 if ":" in source else socket.AF_INET
 
 
-def _is_address(source: str) -> bool:
+def is_address(source: str) -> bool:
+    """Whether it is an IP address, and not the name of a network interface."""
     try:
         ipaddress.ip_address(source)
     except ValueError:

@@ -2,12 +2,15 @@
 """What intake lends to the sources that it hosts, and what they find without it."""
 
 import os
+import ssl
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from zamu.config import Limits
 from zamu.errors import ConfigError
+from zamu.event import parse_json
 from zamu.secrets import Secret
 from zamu.state import State
 from zamu.web import Server
@@ -41,6 +44,12 @@ def limits() -> Limits:
     return home.server.limits if home else Limits()
 
 
+def parse(body: bytes) -> Any:
+    """JSON that was sent to the running source, within its limits. Raises ValueError."""
+    bounds = limits()
+    return parse_json(body, bounds.depth, bounds.values)
+
+
 def reveal(option: str, reference: str) -> str:
     """The secret that an option of the running source names. Raises ConfigError."""
     home = shelter.get()
@@ -49,6 +58,14 @@ def reveal(option: str, reference: str) -> str:
     except (ValueError, ConfigError) as error:
         reason = str(error).removesuffix(".")
         raise ConfigError(f"{source_name.get()}: {option}: {reason}.") from None
+
+
+def trust(option: str, ca: str | Path | None) -> ssl.SSLContext:
+    """TLS to a server whose certificate `ca` signed, or else one of the system's. Raises ConfigError."""
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except OSError as error:  # an SSLError is one, too
+        raise ConfigError(f"{source_name.get()}: {option}: {ca} cannot be used: {error}.") from None
 
 
 def memories() -> Path:

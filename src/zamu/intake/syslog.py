@@ -103,7 +103,7 @@ async def receive(syslog: Syslog, take: Take) -> None:
 
     Raises ConfigError for files that cannot be used, OSError for an address that cannot be listened on.
     """
-    context = _context(syslog.tls) if syslog.tls else None
+    hearing = (_Datagrams if syslog.transport == "udp" else _Streams)(syslog, take)
     host, port = Intake(listen=syslog.listen).address
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     kind = socket.SOCK_DGRAM if syslog.transport == "udp" else socket.SOCK_STREAM
@@ -112,11 +112,7 @@ async def receive(syslog: Syslog, take: Take) -> None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         log.info("%s: hears syslog on %s (%s).", source_name.get(), _shown(listener), syslog.transport)
-        if syslog.transport == "udp":
-            await _Datagrams(syslog, take).hear(listener)
-        else:
-            listener.listen(_STRANGERS)
-            await _Streams(syslog, context, take).hear(listener)
+        await hearing.hear(listener)
 
 
 def _shown(listener: socket.socket) -> str:
@@ -136,66 +132,66 @@ def _context(tls: Tls) -> ssl.SSLContext:
     return context
 
 
-class _Senders:
+class _Hearing:
     """Who may send from where, and what is said of the others: each complaint once in a while."""
 
-    def __init__(self, syslog: Syslog) -> None:
-        self._networks = syslog.allowed
+    def __init__(self, syslog: Syslog, take: Take) -> None:
+        self._syslog = syslog
+        self._take = take
+        self._context = _context(syslog.tls) if syslog.tls else None
         self._source = source_name.get()
         self._said: dict[str, float] = {}
-        self.admits = lru_cache(1_024)(self._admits)
+        self._is_allowed = lru_cache(1_024)(self._look_up)
 
-    def _admits(self, address: str) -> bool:
-        if not self._networks:
-            return True
+    def _look_up(self, address: str) -> bool:
         ip: Any = ipaddress.ip_address(address.partition("%")[0])
         ip = getattr(ip, "ipv4_mapped", None) or ip
-        return any(ip in network for network in self._networks)
+        return not self._syslog.allowed or any(ip in network for network in self._syslog.allowed)
 
-    def complain(self, kind: str, words: str) -> None:
+    def _admits(self, address: str) -> bool:
+        if not self._is_allowed(address):
+            self._complain("address", f"{address} is not among `from`, and is not heard.")
+        return self._is_allowed(address)
+
+    def _complain(self, kind: str, words: str) -> None:
         now = time.monotonic()
         if now - self._said.get(kind, -_QUIET) >= _QUIET:
             self._said[kind] = now
             log.warning("%s: syslog: %s", self._source, words)
 
+    async def _give(self, messages: list[Message]) -> None:
+        try:
+            if messages:
+                await self._take(messages)
+        except Refusal as error:  # it cannot be told, and the others of this sender still count
+            self._complain("refused", str(error))
 
-async def _taken(take: Take, messages: list[Message], senders: _Senders) -> None:
-    try:
-        if messages:
-            await take(messages)
-    except Refusal as error:  # it cannot be told, and the others of this sender still count
-        senders.complain("refused", str(error))
 
-
-class _Streams:
+class _Streams(_Hearing):
     """Connections, with or without TLS."""
 
-    def __init__(self, syslog: Syslog, context: ssl.SSLContext | None, take: Take) -> None:
-        self._syslog = syslog
-        self._context = context
-        self._take = take
-        self._senders = _Senders(syslog)
-        self._strangers = self._known = 0
+    _strangers = _known = 0
 
     async def hear(self, listener: socket.socket) -> None:
+        """Take connections for ever."""
+        listener.listen(_STRANGERS)
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as connections:
             while True:
                 try:
                     connection, (address, *_) = await loop.sock_accept(listener)
                 except OSError as error:  # no more files, or it was gone before we looked
-                    self._senders.complain("accept", f"a connection cannot be taken: {error}.")
+                    self._complain("accept", f"a connection cannot be taken: {error}.")
                     await asyncio.sleep(1)
                     continue
-                if not self._senders.admits(address):
-                    self._senders.complain("address", f"{address} is not among `from`, and is not heard.")
+                if not self._admits(address):
+                    connection.close()
                 elif self._strangers >= _STRANGERS or self._known >= self._syslog.connections:
-                    self._senders.complain("many", "there are too many connections; another was closed.")
+                    self._complain("many", "there are too many connections; another was closed.")
+                    connection.close()
                 else:
                     self._strangers += 1
                     connections.create_task(self._serve(connection, address))
-                    continue
-                connection.close()
 
     async def _serve(self, connection: socket.socket, address: str) -> None:
         try:
@@ -203,7 +199,7 @@ class _Streams:
         except (OSError, TimeoutError) as error:
             connection.close()
             words = f"{address} showed no certificate that counts: {printable(error)}."
-            self._senders.complain("handshake", words)
+            self._complain("handshake", words)
             return
         finally:
             self._strangers -= 1
@@ -211,11 +207,11 @@ class _Streams:
         try:
             sender = self._name(transport) if self._context else address
             if sender is None:
-                self._senders.complain("name", f"the certificate of {address} has no name among clients.")
+                self._complain("name", f"the certificate of {address} has no name among clients.")
                 return
             await self._read(reader, sender)
         except (OSError, ValueError) as error:
-            self._senders.complain("lost", f"the connection of {address} ended: {printable(error)}.")
+            self._complain("lost", f"the connection of {address} ended: {printable(error)}.")
         finally:
             self._known -= 1
             transport.abort()
@@ -245,15 +241,10 @@ class _Streams:
         return name
 
     async def _read(self, reader: asyncio.StreamReader, sender: str) -> None:
-        frames = Frames(self._syslog.max_line)
+        frames, authenticated = Frames(self._syslog.max_line), self._context is not None
         while data := await reader.read(_READ):
-            await self._give(frames.feed(data), sender)
-        await self._give(frames.rest(), sender)
-
-    async def _give(self, lines: list[bytes], sender: str) -> None:
-        authenticated = self._context is not None
-        messages = [message(line, sender, authenticated) for line in lines if line]
-        await _taken(self._take, messages, self._senders)
+            await self._give([message(line, sender, authenticated) for line in frames.feed(data) if line])
+        await self._give([message(line, sender, authenticated) for line in frames.rest()])
 
 
 def _names(certificate: dict[str, Any]) -> list[str]:
@@ -263,15 +254,15 @@ def _names(certificate: dict[str, Any]) -> list[str]:
     return names + [value for kind, value in fields if kind == "commonName"]
 
 
-class _Datagrams(asyncio.DatagramProtocol):
+class _Datagrams(_Hearing, asyncio.DatagramProtocol):
     """UDP: one message a datagram."""
 
     def __init__(self, syslog: Syslog, take: Take) -> None:
-        self._take = take
-        self._senders = _Senders(syslog)
+        super().__init__(syslog, take)
         self._queue: asyncio.Queue[Message] = asyncio.Queue(_WAITING)
 
     async def hear(self, listener: socket.socket) -> None:
+        """Take datagrams for ever."""
         # As much as the system allows: what comes while a commit is on its way waits there.
         with contextlib.suppress(OSError):
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
@@ -282,19 +273,18 @@ class _Datagrams(asyncio.DatagramProtocol):
                 messages = [await self._queue.get()]
                 while len(messages) < _TOGETHER and not self._queue.empty():
                     messages.append(self._queue.get_nowait())
-                await _taken(self._take, messages, self._senders)
+                await self._give(messages)
         finally:
             transport.close()
 
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         address = str(addr[0])
-        if not self._senders.admits(address):
-            self._senders.complain("address", f"{address} is not among `from`, and is not heard.")
+        if not self._admits(address):
             return
         try:
             self._queue.put_nowait(message(data, address, False))
         except asyncio.QueueFull:
-            self._senders.complain("full", "datagrams come faster than they can be taken; some were dropped.")
+            self._complain("full", "datagrams come faster than they can be taken; some were dropped.")
 
 
 _COUNT = re.compile(rb"([1-9]\d{0,8}) (?=<)")

@@ -15,11 +15,13 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from zamu.event import printable
+import msgspec
+from msgspec.structs import replace
+
 from zamu.intake.memory import Memory
 
 log = logging.getLogger("zamu.intake")
@@ -34,8 +36,7 @@ _COMPRESSED = (".gz", ".xz", ".bz2", ".zst", ".lz4")
 type Start = Literal["beginning", "end"]
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """A byte of one of the files that were at a path: the `number`th one, known by its first line.
 
     `before` is when the file before it was written to last, in nanoseconds.
@@ -46,6 +47,14 @@ class Place:
     offset: int
     before: int = 0
 
+    def __str__(self) -> str:
+        """What this byte is known by, however often it is read."""
+        return f"{self.number}:{self.head}:{self.offset}"
+
+    def after(self, count: int) -> "Place":
+        """The byte so many bytes later."""
+        return Place(self.number, self.head, self.offset + count, self.before)
+
 
 @dataclass
 class Chunk:
@@ -55,51 +64,71 @@ class Chunk:
     place: Place
     _memory: Memory = field(repr=False)
 
-    def identity(self, position: int) -> str:
-        """What `data[position]` is known by, however often it is read."""
-        return f"{self.place.number}:{self.place.head}:{self.place.offset + position}"
+    def at(self, position: int) -> Place:
+        """Where `data[position]` is, or with the length of `data` what follows it."""
+        return self.place.after(position)
 
-    def lines(self) -> Iterator[tuple[str, bytes]]:
-        """Each line without its newline, and its identity."""
+    def lines(self) -> Iterator[tuple[Place, bytes]]:
+        """Each line without its newline, and where it begins."""
         position = 0
         for line in self.data.removesuffix(b"\n").split(b"\n") if self.data else ():
-            yield self.identity(position), line
+            yield self.at(position), line
             position += len(line) + 1
 
-    async def done(self, position: int | None = None) -> None:
-        """Remember that what came before `position` (by default all of it) needs not be read again."""
-        end = len(self.data) if position is None else position
-        value = vars(replace(self.place, offset=self.place.offset + end))
-        await asyncio.to_thread(self._memory.write, value)
+    async def done(self, place: Place | None = None) -> None:
+        """Remember that what came before `place` (by default all of it) needs not be read again."""
+        await self._memory.note(place or self.at(len(self.data)))
 
 
-async def follow(path: Path, start: Start = "end", memory: Memory | None = None) -> AsyncGenerator[Chunk]:
+async def follow(
+    path: Path, start: Start = "end", memory: Memory | None = None, *, ticks: bool = False
+) -> AsyncGenerator[Chunk]:
     """The lines of the file at `path`, for ever, beginning after what was `done` in an earlier life.
 
     In the first life it begins at the `start` of what is there. A file that is not there yet is waited for
-    and read from its beginning. Raises OSError for one that may not be read.
+    and read from its beginning. With `ticks` a chunk without lines comes each time that there is nothing
+    new. Raises OSError for a file that may not be read.
     """
     reader = _Reader(path, memory or Memory(str(path)))
     await asyncio.to_thread(reader.begin, start)
+    while True:
+        chunk = await asyncio.to_thread(reader.next)
+        if chunk is None:
+            await asyncio.sleep(PATIENCE)
+        if chunk is not None or ticks:
+            yield chunk or reader.nothing()
+
+
+class _File:
+    """An open file, which is closed when nobody refers to it any more. Its name may change meanwhile."""
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+        self.opened = self.stat()
+
+    def __del__(self) -> None:
+        os.close(self.handle)
+
+    def stat(self) -> os.stat_result:
+        return os.fstat(self.handle)
+
+    def head(self, *, whole: bool = False) -> str:
+        """What it is known by: a digest of its first line; empty while there is none.
+
+        With `whole` False a line counts, too, that will never be finished.
+        """
+        line, newline, _ = os.pread(self.handle, _HEAD, 0).partition(b"\n")
+        if not newline and (not line or (whole and len(line) < _HEAD)):
+            return ""
+        return hashlib.sha256(line).hexdigest()[:16]
+
+
+def _opened(path: Path) -> _File | None:
+    """The file; None when there is none, which for a path below a missing directory is so, too."""
     try:
-        while True:
-            chunk = await asyncio.to_thread(reader.next)
-            if chunk is None:
-                await asyncio.sleep(PATIENCE)
-            else:
-                yield chunk
-    finally:
-        reader.close()
-
-
-@dataclass(frozen=True)
-class _Rotated:
-    """An open file beside the one that is followed: its name may change while we look."""
-
-    handle: int
-    head: str
-    size: int
-    written: int
+        return _File(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+    except FileNotFoundError:
+        return None
 
 
 class _Reader:
@@ -109,62 +138,58 @@ class _Reader:
         self._path = path
         self._memory = memory
         self._place = Place(0, "", 0)
-        self._handle: int | None = None
-        self._waiting: list[int] = []  # handles of rotated files that come before the current one
+        self._file: _File | None = None
+        self._waiting: list[_File] = []  # those that come before the one at the path
         self._too_long = False
-
-    def close(self) -> None:
-        """Close what is open."""
-        for handle in (self._handle, *self._waiting):
-            if handle is not None:
-                os.close(handle)
-        self._handle, self._waiting = None, []
 
     def begin(self, start: Start) -> None:
         """Find the place where the last life ended, or the first one begins."""
-        known = _place(self._memory.read())
+        known: Place | None = self._memory.read(Place)
         if known is not None:
             self._place = known
             self._resume()
             return
         self._place = Place(0, "", 0, before=time.time_ns())
-        self._handle = _opened(self._path)
-        if self._handle is not None and start == "end":
-            self._place = replace(self._place, offset=self._end_of_lines())
-        self._memory.write(vars(self._place))
+        self._file = _opened(self._path)
+        if self._file is not None and start == "end":
+            head = self._file.head(whole=True)
+            self._place = replace(self._place, head=head, offset=_end_of_lines(self._file))
+        self._memory.write(self._place)
+
+    def nothing(self) -> Chunk:
+        """A chunk without lines."""
+        return Chunk(b"", self._place, self._memory)
 
     def next(self) -> Chunk | None:
         """The next whole lines; None when there are none now."""
-        if self._handle is None:
-            self._handle = _opened(self._path)
-        if self._handle is None:
+        self._file = self._file or _opened(self._path)
+        if self._file is None:
             return None
-        if self._was_cut():
-            self._resume()
-            return self.next() if self._handle is not None else None
-        last = bool(self._waiting) or self._is_finished()
-        before = self._place
-        chunk = self._read(last)
-        if self._was_cut():  # while we read: what we got may be of either file, and is read again
+        before, chunk, last = self._place, None, False
+        if not (cut := self._was_cut(self._file)):
+            last = bool(self._waiting) or self._is_finished(self._file)
+            chunk = self._read(self._file, last)
+            cut = self._was_cut(self._file)  # then it may be of either file, and is read again
+        if cut:
             self._place = before
             self._resume()
-            return self.next() if self._handle is not None else None
+            return self.next() if self._file is not None else None
         if chunk is None and last:
-            self._advance()
+            self._advance(self._file)
             return self.next()
         return chunk
 
-    def _read(self, last: bool) -> Chunk | None:
+    def _read(self, file: _File, last: bool) -> Chunk | None:
         """Whole lines from here on; with `last`, also one that was never finished."""
-        assert self._handle is not None
         if not self._place.head:
-            head = _head(self._handle, whole=not last)
+            head = file.head(whole=not last)
             if not head:
                 return None
-            if not last and self._was_overtaken():
-                return self._read(True)
+            if not last and (earlier := self._overtaken(file)):
+                self._file, *self._waiting = earlier
+                return self._read(self._file, True)
             self._place = replace(self._place, head=head)
-        data = os.pread(self._handle, BLOCK, self._place.offset)
+        data = os.pread(file.handle, BLOCK, self._place.offset)
         end = data.rfind(b"\n") + 1
         if not end and len(data) == BLOCK:
             return self._leave_out(len(data))
@@ -175,124 +200,82 @@ class _Reader:
         begin = 0
         if self._too_long:  # the rest of a line that was left out
             begin, self._too_long = data.find(b"\n") + 1, False
-        chunk = Chunk(data[begin:end], self._moved(begin), self._memory)
-        self._place = self._moved(end)
+        chunk = Chunk(data[begin:end], self._place.after(begin), self._memory)
+        self._place = self._place.after(end)
         return chunk
 
-    def _was_overtaken(self) -> bool:
-        """Whether a file came and was rotated away before we saw anything of it; then it is open now."""
-        assert self._handle is not None
-        there = _opened(self._path)
-        if there is None:
-            return False
-        current = os.path.sameopenfile(there, self._handle)
-        os.close(there)
-        before = self._place.before
-        earlier = self._rotated(before) if before and current else []
-        if not earlier:
-            return False
-        os.close(self._handle)
-        self._handle, *self._waiting = (one.handle for one in earlier)
-        return True
+    def _overtaken(self, file: _File) -> list[_File]:
+        """The files that came and were rotated away before we saw anything of them."""
+        there, before = _opened(self._path), self._place.before
+        if there is None or not before or not os.path.samestat(there.opened, file.opened):
+            return []
+        return self._rotated(before)
 
     def _leave_out(self, count: int) -> Chunk:
         if not self._too_long:
             log.warning("%s: a line is longer than %d bytes and is left out.", self._path, BLOCK)
         self._too_long = True
-        self._place = self._moved(count)
-        return Chunk(b"", self._place, self._memory)
+        self._place = self._place.after(count)
+        return self.nothing()
 
-    def _moved(self, count: int) -> Place:
-        return replace(self._place, offset=self._place.offset + count)
-
-    def _was_cut(self) -> bool:
+    def _was_cut(self, file: _File) -> bool:
         """Whether what we read in this file is not in it any more."""
-        assert self._handle is not None
-        if os.fstat(self._handle).st_size < self._place.offset:
+        if file.stat().st_size < self._place.offset:
             return True
-        return bool(self._place.head) and _head(self._handle, whole=False) != self._place.head
+        return bool(self._place.head) and file.head() != self._place.head
 
-    def _is_finished(self) -> bool:
+    def _is_finished(self, file: _File) -> bool:
         """Whether the writer has gone on: to the file at the path, or to one that was rotated already."""
-        assert self._handle is not None
         try:
             there = self._path.stat()
         except FileNotFoundError:
             return False
-        ours = os.fstat(self._handle)
-        if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
-            return False
-        later = [] if there.st_size else self._rotated(ours.st_mtime_ns)
-        for one in later:
-            os.close(one.handle)
-        return bool(there.st_size or later)
+        ours = file.stat()
+        return not os.path.samestat(there, ours) and bool(there.st_size or self._rotated(ours.st_mtime_ns))
 
-    def _advance(self) -> None:
+    def _advance(self, file: _File) -> None:
         """Go on with the next file, from its beginning."""
-        assert self._handle is not None
-        before = os.fstat(self._handle).st_mtime_ns
-        os.close(self._handle)
+        before = file.stat().st_mtime_ns
         self._place = Place(self._place.number + 1, "", 0, before)
-        self._handle = _opened(self._path)
-        if not self._waiting:  # it may have been rotated more than once since we looked
-            self._waiting = [one.handle for one in self._rotated(before)]
+        self._file = _opened(self._path)
+        # It may have been rotated more than once since we looked.
+        self._waiting = self._waiting or self._rotated(before)
         if self._waiting:
-            if self._handle is not None:
-                os.close(self._handle)
-            self._handle = self._waiting.pop(0)
+            self._file = self._waiting.pop(0)
 
     def _resume(self) -> None:
         """Open the file that holds our place, wherever it lies now, and those that came after it."""
-        self.close()
-        self._handle = _opened(self._path)
+        self._file, self._waiting = _opened(self._path), []
         place = self._place
-        if not place.head or (self._handle is not None and not self._was_cut()):
+        if not place.head or (self._file is not None and not self._was_cut(self._file)):
             return
         rotated = self._rotated()
-        ours = next((one for one in rotated if one.head == place.head and one.size >= place.offset), None)
+        fits = (one for one in rotated if one.head() == place.head and one.opened.st_size >= place.offset)
+        ours = next(fits, None)
         if ours is None:
             log.warning("%s: what was rotated away after it was read last is gone.", self._path)
             self._place = Place(place.number + 1, "", 0)
         else:
-            if self._handle is not None:
-                os.close(self._handle)
-            self._handle = ours.handle
-            self._waiting = [one.handle for one in rotated if one.written > ours.written]
-        for one in rotated:
-            if one.handle not in (self._handle, *self._waiting):
-                os.close(one.handle)
+            self._file = ours
+            self._waiting = [one for one in rotated if one.opened.st_mtime_ns > ours.opened.st_mtime_ns]
 
-    def _rotated(self, after: int = 0) -> list[_Rotated]:
+    def _rotated(self, after: int = 0) -> list[_File]:
         """The files that were at our path before and were written to after `after`, in order.
 
         Not among them is the one that is open, which may be renamed meanwhile, and what begins as the file
         at our path does: that one is just being copied.
         """
-        ours = os.fstat(self._handle).st_ino if self._handle is not None else None
-        found: dict[int, _Rotated] = {}
+        ours = self._file.opened.st_ino if self._file is not None else None
+        found: dict[int, _File] = {}
         names: set[str] | None = None
         while names != (names := self._names()):  # until nobody renamed one while we opened them
             for name in names:
-                handle = _opened(self._path.with_name(name))
-                if handle is None:
+                file, current = _opened(self._path.with_name(name)), _opened(self._path)
+                if file is None or file.opened.st_mtime_ns <= after or file.opened.st_ino in (ours, *found):
                     continue
-                about = os.fstat(handle)
-                head = _head(handle, whole=False)
-                known = about.st_ino == ours or about.st_ino in found
-                if about.st_mtime_ns > after and not known and head != self._current_head():
-                    found[about.st_ino] = _Rotated(handle, head, about.st_size, about.st_mtime_ns)
-                else:
-                    os.close(handle)
-        return sorted(found.values(), key=lambda one: one.written)
-
-    def _current_head(self) -> str | None:
-        handle = _opened(self._path)
-        if handle is None:
-            return None
-        try:
-            return _head(handle, whole=False) or None
-        finally:
-            os.close(handle)
+                if current is None or not current.head() or file.head() != current.head():
+                    found[file.opened.st_ino] = file
+        return sorted(found.values(), key=lambda one: one.opened.st_mtime_ns)
 
     def _names(self) -> set[str]:
         """What lies beside our file under a name that rotating gives."""
@@ -305,43 +288,14 @@ class _Reader:
             and entry.is_file(follow_symlinks=False)
         }
 
-    def _end_of_lines(self) -> int:
-        """Where the last whole line of the open file ends."""
-        assert self._handle is not None
-        end = os.fstat(self._handle).st_size
-        self._place = replace(self._place, head=_head(self._handle, whole=True))
-        while end > 0:
-            begin = max(0, end - BLOCK)
-            found = os.pread(self._handle, end - begin, begin).rfind(b"\n")
-            if found >= 0:
-                return begin + found + 1
-            end = begin
-        return 0
 
-
-def _opened(path: Path) -> int | None:
-    """A handle; None when there is no such file, which for a path below a missing directory is so, too."""
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return None
-
-
-def _head(handle: int, *, whole: bool) -> str:
-    """What a file is known by: a digest of its first line; empty while that is not written to its end.
-
-    With `whole` False a line that will never be finished counts, too.
-    """
-    line, newline, _ = os.pread(handle, _HEAD, 0).partition(b"\n")
-    if not newline and (not line or (whole and len(line) < _HEAD)):
-        return ""
-    return hashlib.sha256(line).hexdigest()[:16]
-
-
-def _place(value: Any) -> Place | None:
-    try:
-        return Place(int(value["number"]), str(value["head"]), int(value["offset"]), int(value["before"]))
-    except (TypeError, KeyError, ValueError):
-        if value is not None:
-            log.warning("A remembered place cannot be understood, and is given up: %s", printable(value))
-        return None
+def _end_of_lines(file: _File) -> int:
+    """Where the last whole line ends."""
+    end = file.opened.st_size
+    while end > 0:
+        begin = max(0, end - BLOCK)
+        found = os.pread(file.handle, end - begin, begin).rfind(b"\n")
+        if found >= 0:
+            return begin + found + 1
+        end = begin
+    return 0

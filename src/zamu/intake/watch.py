@@ -133,7 +133,10 @@ class Watch:
         if word != "ready":
             why = f": {reason}" if reason else ""
             text = f"The engine is {word}{why}. Events are accepted and kept; nothing is decided or done."
-            yield Trouble("engine", "the engine is down", text, self._limits.engine_down, "urgent")
+            # It starts anew for changed rulebooks; who edits them for a while has not one long trouble.
+            swapped = (self._state.status("engine") or {}).get("swapped")
+            key = f"engine:{swapped}" if swapped else "engine"
+            yield Trouble(key, "the engine is down", text, self._limits.engine_down, "urgent")
 
     def _heap(self, now: datetime) -> Iterator[Trouble]:
         said = self._state.status("heap")

@@ -17,13 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from zamu.config import Intake, Limits
+from zamu.config import Intake
 from zamu.errors import ConfigError
-from zamu.event import parse_json
-from zamu.intake.options import Options
-from zamu.intake.shelter import file_name, limits, reveal, sender_hosts, shelter, source_name
+from zamu.intake.options import Options, problem
+from zamu.intake.shelter import file_name, limits, parse, reveal, sender_hosts, shelter, source_name
 from zamu.intake.throttle import Throttle
 from zamu.secrets import Secret
 from zamu.state import write_atomically
@@ -119,6 +118,21 @@ class Unavailable(Exception):
     """Something that this source needs to understand the message is out of reach; try again."""
 
 
+def as_object(payload: Any) -> dict[str, Any]:
+    """A body that has to be a JSON object. Raises Unreadable."""
+    if not isinstance(payload, dict):
+        raise Unreadable("The body is not an object.")
+    return payload
+
+
+def validated[Model: BaseModel](model: type[Model], payload: Any) -> Model:
+    """What is read of a body. Raises Unreadable, naming the field."""
+    try:
+        return model.model_validate(as_object(payload))
+    except ValidationError as error:
+        raise Unreadable(f"{problem(error, 'the body')}.") from None
+
+
 def token_file(directory: Path, source: str) -> Path:
     """Where the token lies that zamu made for a source, or `source-sender`, to which none was given."""
     return directory / file_name(source)
@@ -147,58 +161,61 @@ def _credentials(token: str | None, senders: Mapping[str, Sender]) -> list[tuple
     return [(f"Bearer {shown}".encode(), hosts) for shown, hosts in found]
 
 
-def _admit(
-    credentials: list[tuple[bytes, frozenset[str]]], readers: Mapping[str, Reader], headers: Mapping[str, str]
-) -> None:
-    """Check what can be checked before the body is read."""
-    if credentials:
-        given = headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-        # All of them are compared, so that the time it takes does not tell which one was nearly right.
-        right = [hosts for expected, hosts in credentials if hmac.compare_digest(given, expected)]
-        if not right:
-            raise Refusal(401, "No or wrong bearer token.", {"WWW-Authenticate": "Bearer"})
-        sender_hosts.set(right[0])
-    if _kind(headers) not in readers:
-        raise Refusal(415, f"The content type is not {' or '.join(readers)}.")
-
-
 def _kind(headers: Mapping[str, str]) -> str:
     return headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
-async def _handle(
-    path: str,
-    throttle: Throttle,
-    check: Callable[[Request], None] | None,
-    readers: Mapping[str, Reader],
-    take: Callable[[Message], Awaitable[None]],
-    request: Request,
-) -> None:
-    if check is not None:
-        check(request)
-    throttle.take()
-    try:
-        payload = readers[_kind(request.headers)](request.body, request.headers.get("Content-Type", ""))
-    except ValueError as error:
+def read_json(body: bytes, _: str) -> Any:
+    """The reader of JSON bodies."""
+    return parse(body)
+
+
+class _Webhook:
+    """A path on the server: who may post what, and what becomes of it."""
+
+    def __init__(self, listen: Listen, signature: Signature | None, readers: Mapping[str, Reader]) -> None:
+        self._path = listen.path
+        self._readers = readers
+        self._signature = signature
+        self._key = reveal("secret", signature.secret) if signature else ""
+        self._credentials = [] if signature else _credentials(listen.token, listen.senders)
+        self._home, self._source = shelter.get(), source_name.get()
+        self._throttle = Throttle(self._source, limits())
+
+    def admit(self, headers: Mapping[str, str]) -> None:
+        """Check what can be checked before the body is read."""
+        shelter.set(self._home)  # requests come in the server's context
+        source_name.set(self._source)
+        hosts = frozenset[str]()
+        if self._signature is None:
+            given = headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+            # All of them are compared, so that the time it takes does not tell which one was nearly right.
+            right = [hosts for shown, hosts in self._credentials if hmac.compare_digest(given, shown)]
+            if not right:
+                raise Refusal(401, "No or wrong bearer token.", {"WWW-Authenticate": "Bearer"})
+            hosts = right[0]
+        sender_hosts.set(hosts)
+        if _kind(headers) not in self._readers:
+            raise Refusal(415, f"The content type is not {' or '.join(self._readers)}.")
+
+    async def handle(self, take: Callable[[Message], Awaitable[None]], request: Request) -> None:
+        """Read a body, and have it taken."""
+        if self._signature is not None:
+            self._signature.check(self._key, request)
+        self._throttle.take()
         kind = _kind(request.headers)
-        name = "JSON" if kind == "application/json" else kind
-        raise Refusal(400, f"This is not {name} that can be taken: {error}.") from None
-    try:
-        await take(Message(payload, request.headers, request.body))
-    except Unreadable as error:
-        raise Refusal(422, str(error)) from None
-    except Unavailable as error:
-        log.warning("%s: %s", path, error)
-        raise Refusal(503, str(error), {"Retry-After": RETRY_AFTER}) from None
-
-
-def json_reader(bounds: Limits) -> Reader:
-    """The reader of JSON bodies, within the limits."""
-
-    def read(body: bytes, _: str) -> Any:
-        return parse_json(body, bounds.depth, bounds.values)
-
-    return read
+        try:
+            payload = self._readers[kind](request.body, request.headers.get("Content-Type", ""))
+        except ValueError as error:
+            name = "JSON" if kind == "application/json" else kind
+            raise Refusal(400, f"This is not {name} that can be taken: {error}.") from None
+        try:
+            await take(Message(payload, request.headers, request.body))
+        except Unreadable as error:
+            raise Refusal(422, str(error)) from None
+        except Unavailable as error:
+            log.warning("%s: %s", self._path, error)
+            raise Refusal(503, str(error), {"Retry-After": RETRY_AFTER}) from None
 
 
 async def serve(
@@ -215,18 +232,10 @@ async def serve(
     should try again. With `signature`, bodies are signed and there is no token. `readers` are the readers
     of all content types that are taken, where that is not JSON alone. Raises ConfigError.
     """
-    credentials: list[tuple[bytes, frozenset[str]]] = []
-    check: Callable[[Request], None] | None = None
-    if signature is None:
-        credentials = _credentials(listen.token, listen.senders)
-    else:  # revealed here, because requests are answered outside of the source's context
-        check = partial(signature.check, reveal("secret", signature.secret))
-    known = dict(readers or {"application/json": json_reader(limits())})
+    webhook = _Webhook(listen, signature, readers or {"application/json": read_json})
     home = shelter.get()
     server = home.server if home else Server(Intake(listen=f"{listen.host}:{listen.port}"))
-    throttle = Throttle(source_name.get(), server.limits)
-    handle = partial(_handle, listen.path, throttle, check, known, take)
-    server.add(listen.path, Route("POST", handle, partial(_admit, credentials, known)))
+    server.add(listen.path, Route("POST", partial(webhook.handle, take), webhook.admit))
     try:
         if home is None:
             await server.start()

@@ -189,11 +189,11 @@ class Windows:
         for key in over:
             self._end(key)
 
-    async def flush(self, uuids: Iterable[str] | None = None) -> None:
-        """Put these events, or all that wait. Raises JournalError and Refusal as `queue.put` does."""
+    async def flush(self, uuids: Iterable[str | None] | None = None) -> None:
+        """Put what `add` returned, or all that waits. Raises JournalError and Refusal as `queue.put` does."""
         wanted: dict[frozenset[str], list[str]] = {}
         for one in dict.fromkeys(self._unsafe if uuids is None else uuids):
-            if one in self._unsafe:
+            if one is not None and one in self._unsafe:
                 wanted.setdefault(self._unsafe[one][0], []).append(one)
         for scope, group in wanted.items():
             for batch in itertools.batched(group, _BATCH):
@@ -227,7 +227,7 @@ class Windows:
         self._known.clear()
         self._changes += 1
 
-    async def flush_patiently(self, uuids: Iterable[str] | None = None) -> None:
+    async def flush_patiently(self, uuids: Iterable[str | None] | None = None) -> None:
         """Put events for somebody who cannot send them again: wait as long as the journal does not take them.
 
         What will never be taken is logged and given up.
@@ -278,5 +278,6 @@ class Windows:
         while True:
             await asyncio.sleep(TICK)
             self.end_old()
+            await self.save()  # before a count is told: after a kill another one is not told for it
             await self.flush_patiently()
             await self.save()

@@ -54,6 +54,20 @@ class Entry:
     reason: str | None
     event: Event
 
+    def as_json(self) -> dict[str, Any]:
+        """The event as `zamu events --json` prints it."""
+        meta = self.event["meta"]
+        return {
+            "uuid": meta["uuid"],
+            "source": self.source,
+            "received_at": meta["received_at"],
+            "hosts": meta.get("hosts", []),
+            "state": self.state,
+            "consumers": self.consumers,
+            "reason": self.reason,
+            "event": self.event,
+        }
+
 
 class Identity(NamedTuple):
     """What an event says of one thing; see `meta.identity` in `zamu.event`. `repeat_after` in seconds."""

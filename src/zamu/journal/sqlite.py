@@ -4,16 +4,15 @@
 import bisect
 import json
 import sqlite3
-import threading
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from zamu.database import connect, transaction
+from zamu.database import Store
 from zamu.errors import JournalError, JournalFull
 from zamu.event import Event, now, timestamp
 from zamu.journal import INTAKE, Consumer, Entry, Outcome, Record
-from zamu.journal.batch import append
+from zamu.journal.append import append
 
 _SCHEMA = """
 CREATE TABLE events (
@@ -61,17 +60,11 @@ CREATE TABLE dead (
 _VERSION = 1
 
 
-class Journal:
-    """See `zamu.journal` for the contract. Safe to share between threads of one process."""
+class Journal(Store):
+    """See `zamu.journal` for the contract."""
 
     def __init__(self, path: Path) -> None:
-        self._connection = connect(path, _SCHEMA, _VERSION)
-        self._lock = threading.Lock()
-
-    def close(self) -> None:
-        """Close the file. What was appended is in it."""
-        with self._lock:
-            self._connection.close()
+        super().__init__(path, _SCHEMA, _VERSION)
 
     def append(self, batch: Sequence[Record]) -> list[Outcome]:
         """Store records in one commit, all or none; returns what was done with each.
@@ -79,8 +72,8 @@ class Journal:
         Raises JournalFull or JournalError when nothing of the batch was stored.
         """
         try:
-            with self._lock, transaction(self._connection) as connection:
-                return append(connection, batch)
+            with self._transaction() as connection:
+                return [append(connection, one) for one in batch]
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
                 raise JournalFull("The disk that holds the journal is full.") from error
@@ -90,26 +83,23 @@ class Journal:
 
     def subscribe(self, consumers: Iterable[Consumer]) -> None:
         """Make these the consumers. A new one begins with what comes from now on."""
-        wanted = list(consumers)
-        with self._lock, transaction(self._connection) as connection:
+        with self._transaction() as connection:
             connection.execute("UPDATE consumers SET active = 0")
-            for consumer in wanted:
-                connection.execute(
-                    "INSERT INTO consumers (ruleset, source, name, since, acknowledged) "
-                    "SELECT ?, ?, ?, top, top FROM (SELECT coalesce(max(seq), 0) AS top "
-                    "FROM sqlite_sequence WHERE name = 'events') WHERE true "
-                    "ON CONFLICT DO UPDATE SET active = 1, name = excluded.name",
-                    (consumer.ruleset, consumer.source, consumer.name),
-                )
+            connection.executemany(
+                "INSERT INTO consumers (ruleset, source, name, since, acknowledged) "
+                "SELECT ?, ?, ?, top, top FROM (SELECT coalesce(max(seq), 0) AS top "
+                "FROM sqlite_sequence WHERE name = 'events') WHERE true "
+                "ON CONFLICT DO UPDATE SET active = 1, name = excluded.name",
+                [(one.ruleset, one.source, one.name) for one in consumers],
+            )
 
     def read(self, ruleset: str, source: str, after: int, limit: int) -> list[tuple[int, Event]]:
         """The next events of a source after an offset, without those that are dead for `ruleset`."""
-        with self._lock:
-            rows = self._connection.execute(
-                "SELECT offset, body FROM events WHERE source = ? AND offset > ? AND offset NOT IN "
-                "(SELECT offset FROM dead WHERE ruleset IN (?, ?)) ORDER BY offset LIMIT ?",
-                (source, after, ruleset, INTAKE, limit),
-            ).fetchall()
+        rows = self._rows(
+            "SELECT offset, body FROM events WHERE source = ? AND offset > ? AND offset NOT IN "
+            "(SELECT offset FROM dead WHERE ruleset IN (?, ?)) ORDER BY offset LIMIT ?",
+            *(source, after, ruleset, INTAKE, limit),
+        )
         return [(row["offset"], json.loads(row["body"])) for row in rows]
 
     def position(self, ruleset: str, source: str) -> tuple[int, int]:
@@ -117,19 +107,18 @@ class Journal:
 
         They differ while it hears events again.
         """
-        with self._lock:
-            row = self._connection.execute(
-                "SELECT acknowledged, coalesce(redeliver, acknowledged) AS start FROM consumers "
-                "WHERE ruleset = ? AND source = ?",
-                (ruleset, source),
-            ).fetchone()
+        row = self._row(
+            "SELECT acknowledged, coalesce(redeliver, acknowledged) AS start FROM consumers "
+            "WHERE ruleset = ? AND source = ?",
+            *(ruleset, source),
+        )
         if row is None:
             raise JournalError(f"{ruleset!r} is not subscribed to {source!r}.")
         return int(row["start"]), int(row["acknowledged"])
 
     def acknowledge(self, ruleset: str, source: str, offset: int) -> None:
         """A consumer needs nothing up to `offset` again."""
-        with self._lock, transaction(self._connection) as connection:
+        with self._transaction() as connection:
             connection.execute(
                 "UPDATE consumers SET acknowledged = max(acknowledged, ?1), redeliver = "
                 "CASE WHEN ?1 < acknowledged THEN max(redeliver, ?1) END "
@@ -140,32 +129,27 @@ class Journal:
 
     def redeliver(self, ruleset: str, since: datetime, limit: int) -> None:
         """Have a ruleset's sources hear again what came since a moment, at most `limit` events each."""
-        with self._lock, transaction(self._connection) as connection:
-            connection.execute(
-                "UPDATE consumers SET redeliver = (SELECT min(offset) - 1 FROM (SELECT offset FROM events "
-                "WHERE events.source = consumers.source AND events.offset > consumers.since "
-                "AND events.offset <= consumers.acknowledged "
-                "AND received_at >= ? ORDER BY offset DESC LIMIT ?)) WHERE ruleset = ? AND active",
-                (timestamp(since), limit, ruleset),
-            )
+        self._write(
+            "UPDATE consumers SET redeliver = (SELECT min(offset) - 1 FROM (SELECT offset FROM events "
+            "WHERE events.source = consumers.source AND events.offset > consumers.since "
+            "AND events.offset <= consumers.acknowledged "
+            "AND received_at >= ? ORDER BY offset DESC LIMIT ?)) WHERE ruleset = ? AND active",
+            *(timestamp(since), limit, ruleset),
+        )
 
     def attach(self, ruleset: str, source: str, process: str) -> None:
         """Note which process reads for a consumer."""
-        with self._lock, transaction(self._connection) as connection:
-            connection.execute(
-                "UPDATE consumers SET reader = ? WHERE ruleset = ? AND source = ?",
-                (process, ruleset, source),
-            )
+        self._write(
+            "UPDATE consumers SET reader = ? WHERE ruleset = ? AND source = ?", process, ruleset, source
+        )
 
     def readers(self) -> set[str | None]:
         """The processes that read for the active consumers; None among them where one has none."""
-        with self._lock:
-            rows = self._connection.execute("SELECT reader FROM consumers WHERE active").fetchall()
-        return {row["reader"] for row in rows}
+        return {row["reader"] for row in self._rows("SELECT reader FROM consumers WHERE active")}
 
     def count_attempt(self, ruleset: str, offset: int) -> int:
         """Note that delivering an event stopped the engine; returns how often it has."""
-        with self._lock, transaction(self._connection) as connection:
+        with self._transaction() as connection:
             row = connection.execute(
                 "INSERT INTO attempts VALUES (?, ?, 1) "
                 "ON CONFLICT DO UPDATE SET count = count + 1 RETURNING count",
@@ -175,29 +159,23 @@ class Journal:
 
     def bury(self, ruleset: str, offset: int, reason: str) -> None:
         """Put an event to the dead letters of a consumer: it is kept, and not delivered again."""
-        with self._lock, transaction(self._connection) as connection:
-            connection.execute(
-                "INSERT OR IGNORE INTO dead VALUES (?, ?, ?, ?)", (ruleset, offset, reason, now())
-            )
+        self._write("INSERT OR IGNORE INTO dead VALUES (?, ?, ?, ?)", ruleset, offset, reason, now())
 
     def counts(self) -> dict[str, int]:
         """How many events are stored, and how many deliveries are pending or dead."""
-        with self._lock:
-            row = self._connection.execute(
-                "SELECT (SELECT count(*) FROM events) AS events, "
-                "(SELECT count(*) FROM dead) AS dead, "
-                "(SELECT count(*) FROM consumers c JOIN events e ON e.source = c.source "
-                " WHERE c.active AND e.offset > c.acknowledged AND NOT EXISTS (SELECT 1 FROM dead d "
-                " WHERE d.offset = e.offset AND d.ruleset IN (c.ruleset, ?))) AS pending",
-                (INTAKE,),
-            ).fetchone()
+        [row] = self._rows(
+            "SELECT (SELECT count(*) FROM events) AS events, "
+            "(SELECT count(*) FROM dead) AS dead, "
+            "(SELECT count(*) FROM consumers c JOIN events e ON e.source = c.source "
+            " WHERE c.active AND e.offset > c.acknowledged AND NOT EXISTS (SELECT 1 FROM dead d "
+            " WHERE d.offset = e.offset AND d.ruleset IN (c.ruleset, ?))) AS pending",
+            INTAKE,
+        )
         return dict(row)
 
     def last_offset(self) -> int:
         """The offset of the youngest event, 0 without one."""
-        with self._lock:
-            row = self._connection.execute("SELECT coalesce(max(offset), 0) AS top FROM events").fetchone()
-        return int(row["top"])
+        return self.before_last(0)
 
     def entries(self, after: int = 0, limit: int = -1) -> list[Entry]:
         """Stored events in order, each with its state for every consumer that it is meant for.
@@ -205,23 +183,19 @@ class Journal:
         All of them at once are a lot: who may have many asks for a page with `limit` and goes on.
         """
         with self._lock:
-            consumers = self._connection.execute("SELECT * FROM consumers").fetchall()
-            rulesets = json.dumps([INTAKE, *(consumer["ruleset"] for consumer in consumers)])
-            rows = self._connection.execute(
+            consumers = self._rows("SELECT * FROM consumers")
+            rows = self._rows(
                 "SELECT e.offset, e.source, e.body, "
                 "(SELECT json_group_object(ruleset, reason) FROM dead d WHERE d.offset = e.offset"
                 " AND d.ruleset IN (SELECT value FROM json_each(?)))"  # so that it is found by its key
                 " AS dead FROM events e WHERE e.offset > ? ORDER BY e.offset LIMIT ?",
-                (rulesets, after, limit),
-            ).fetchall()
+                *(json.dumps([INTAKE, *(one["ruleset"] for one in consumers)]), after, limit),
+            )
         return [_entry(row, consumers) for row in rows]
 
     def before_last(self, count: int) -> int:
         """The offset after which the last `count` events come; 0 when there are not so many."""
-        with self._lock:
-            row = self._connection.execute(
-                "SELECT offset FROM events ORDER BY offset DESC LIMIT 1 OFFSET ?", (count,)
-            ).fetchone()
+        row = self._row("SELECT offset FROM events ORDER BY offset DESC LIMIT 1 OFFSET ?", count)
         return 0 if row is None else int(row["offset"])
 
     def before(self, moment: datetime) -> int:
@@ -231,46 +205,38 @@ class Journal:
         """
 
         def received_at(offset: int) -> str:
-            row = self._connection.execute(
-                "SELECT received_at FROM events WHERE offset >= ? ORDER BY offset LIMIT 1", (offset,)
-            ).fetchone()
+            row = self._row(
+                "SELECT received_at FROM events WHERE offset >= ? ORDER BY offset LIMIT 1", offset
+            )
             return str(row["received_at"]) if row else "~"  # after every time
 
-        offsets = range(1, self.last_offset() + 2)
-        with self._lock:
-            return bisect.bisect_left(offsets, timestamp(moment), key=received_at)
+        return bisect.bisect_left(range(1, self.last_offset() + 2), timestamp(moment), key=received_at)
 
     def oldest_pending(self) -> str | None:
         """When the oldest event was received that a consumer has not acknowledged."""
-        with self._lock:
-            consumers = self._connection.execute(
-                "SELECT ruleset, source, acknowledged FROM consumers WHERE active"
-            ).fetchall()
-            rows = [
-                self._connection.execute(
-                    "SELECT received_at FROM events e WHERE source = ? AND offset > ? AND NOT EXISTS "
-                    "(SELECT 1 FROM dead d WHERE d.offset = e.offset AND d.ruleset IN (?, ?)) "
-                    "ORDER BY offset LIMIT 1",
-                    (one["source"], one["acknowledged"], one["ruleset"], INTAKE),
-                ).fetchone()
-                for one in consumers
-            ]
+        rows = [
+            self._row(
+                "SELECT received_at FROM events e WHERE source = ? AND offset > ? AND NOT EXISTS "
+                "(SELECT 1 FROM dead d WHERE d.offset = e.offset AND d.ruleset IN (?, ?)) "
+                "ORDER BY offset LIMIT 1",
+                *(one["source"], one["acknowledged"], one["ruleset"], INTAKE),
+            )
+            for one in self._rows("SELECT ruleset, source, acknowledged FROM consumers WHERE active")
+        ]
         return min((str(row["received_at"]) for row in rows if row), default=None)
 
     def last_received(self, source: str) -> str | None:
         """When the youngest event of a source was received."""
-        with self._lock:
-            row = self._connection.execute(
-                "SELECT received_at FROM events WHERE source = ? ORDER BY offset DESC LIMIT 1", (source,)
-            ).fetchone()
+        row = self._row(
+            "SELECT received_at FROM events WHERE source = ? ORDER BY offset DESC LIMIT 1", source
+        )
         return None if row is None else str(row["received_at"])
 
     def dead_since(self, moment: datetime) -> tuple[int, str]:
         """How many events became dead letters at `moment` or later, and the reason of the last."""
-        with self._lock:
-            row = self._connection.execute(
-                "SELECT count(*) AS count, max(at), reason FROM dead WHERE at >= ?", (timestamp(moment),)
-            ).fetchone()
+        [row] = self._rows(
+            "SELECT count(*) AS count, max(at), reason FROM dead WHERE at >= ?", timestamp(moment)
+        )
         return int(row["count"]), str(row["reason"] or "")
 
     def prune(self, age: timedelta, identity_age: timedelta) -> int:
@@ -279,7 +245,7 @@ class Journal:
         Identities live longer than events, so that a late repetition is still a repetition.
         """
         moment = datetime.now(UTC)
-        with self._lock, transaction(self._connection) as connection:
+        with self._transaction() as connection:
             removed = connection.execute(
                 "DELETE FROM events WHERE received_at < ? AND NOT EXISTS (SELECT 1 FROM consumers c "
                 "WHERE c.active AND c.source = events.source AND c.acknowledged < events.offset)",

@@ -6,7 +6,7 @@ playbook and variables); `claim` lets one process at a time work on a key, and n
 run of it has ended, unless the playbook itself was killed.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -69,19 +69,13 @@ class Run:
 
     def as_json(self) -> dict[str, Any]:
         """The run as `zamu runs --json` prints it."""
+        wanted = ("events", "ruleset", "rule", "playbook", "hosts")
+        became = ("status", "verified", "started_at", "finished_at", "reason", "attempt")
         return {
             "id": self.id,
-            "events": self.intent.events,
-            "ruleset": self.intent.ruleset,
-            "rule": self.intent.rule,
-            "playbook": self.intent.playbook,
-            "hosts": self.intent.hosts,
+            **{name: getattr(self.intent, name) for name in wanted},
+            **{name: getattr(self, name) for name in became},
             "status": str(self.status),
-            "verified": self.verified,
-            "started_at": self.started_at,
-            "finished_at": self.finished_at,
-            "reason": self.reason,
-            "attempt": self.attempt,
         }
 
 
@@ -131,16 +125,9 @@ class Letter:
 
     def as_json(self) -> dict[str, Any]:
         """The message as `zamu messages --json` prints it."""
-        return {
-            "created_at": self.created_at,
-            "title": self.message.title,
-            "body": self.message.body,
-            "urgency": self.message.urgency,
-            "state": self.state,
-            "attempts": self.attempts,
-            "channel": self.channel,
-            "error": self.error,
-        }
+        became = ("state", "attempts", "channel", "error")
+        message = asdict(self.message)
+        return {"created_at": self.created_at, **message, **{name: getattr(self, name) for name in became}}
 
 
 @dataclass(frozen=True)
@@ -153,4 +140,4 @@ class TaskResult:
     host: str
     status: str
     changed: bool
-    text: str = field(default="")
+    text: str = ""

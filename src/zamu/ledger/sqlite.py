@@ -3,15 +3,14 @@
 
 import json
 import sqlite3
-import threading
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from zamu.database import connect, transaction
+from zamu.database import Store
 from zamu.event import now, timestamp
 from zamu.ledger import Intent, Letter, Message, Run, Status, TaskResult
 from zamu.processes import alive
@@ -68,25 +67,14 @@ CREATE INDEX outbox_by_state ON outbox (state, next_at);
 _VERSION = 1
 
 
-class Ledger:
-    """See `zamu.ledger` for what it promises. Safe to share between threads of one process."""
+class Ledger(Store):
+    """See `zamu.ledger` for what it promises."""
 
     def __init__(self, path: Path) -> None:
-        self._connection = connect(path, _SCHEMA, _VERSION)
-        self._lock = threading.Lock()
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._connection.close()
+        super().__init__(path, _SCHEMA, _VERSION)
 
     def claim(
-        self,
-        intent: Intent,
-        process: str,
-        *,
-        attempts: int,
-        refuse: Callable[["Ledger"], str | None],
+        self, intent: Intent, process: str, *, attempts: int, refuse: Callable[["Ledger"], str | None]
     ) -> tuple[Run, bool]:
         """Begin a run of `intent`, or find the one that there is; the bool says which: True is ours.
 
@@ -95,7 +83,7 @@ class Ledger:
         guard: asked inside the same transaction, so that two claims cannot both be allowed by the
         same history; a reason from it makes the run `denied`.
         """
-        with self._lock, transaction(self._connection):
+        with self._transaction():
             last = self._last(intent.key)
             if last is not None and not last.ended and alive(last.process):
                 return last, False
@@ -105,83 +93,66 @@ class Ledger:
             if last is not None and last.status is not Status.INTERRUPTED:
                 return last, False
             reason = refuse(self) if last is None else None
-            attempt = 1 if last is None else last.attempt + 1
-            run_id = self._insert(intent, attempt, process)
+            run_id = self._insert(intent, 1 if last is None else last.attempt + 1, process)
             if reason is not None:
                 self._finish(run_id, Status.DENIED, reason)
-            found = self._get(run_id)
+            found = self.get(run_id)
             assert found is not None  # it was inserted in this transaction
             return found, reason is None
 
     def fail(self, intent: Intent, reason: str) -> None:
         """Write down that `intent` failed before it became a run; once for an intent."""
-        with self._lock, transaction(self._connection):
+        with self._transaction():
             if self._last(intent.key) is None:
                 self._finish(self._insert(intent, 1, None), Status.FAILED, reason)
 
     def start(self, run_id: str, process: str) -> bool:
         """The run's own process takes it over; False when the run is no longer there to take."""
-        with self._lock, transaction(self._connection):
-            return bool(
-                self._connection.execute(
-                    "UPDATE runs SET status = ?, process = ?, started_at = ? WHERE id = ? AND status = ?",
-                    (Status.RUNNING, process, now(), run_id, Status.WAITING),
-                ).rowcount
+        return bool(
+            self._write(
+                "UPDATE runs SET status = ?, process = ?, started_at = ? WHERE id = ? AND status = ?",
+                *(Status.RUNNING, process, now(), run_id, Status.WAITING),
             )
+        )
 
     def finish(
-        self,
-        run_id: str,
-        status: Status,
-        *,
-        verified: bool | None = None,
-        reason: str | None = None,
+        self, run_id: str, status: Status, *, verified: bool | None = None, reason: str | None = None
     ) -> None:
         """The run has ended. What ended once stays as it ended."""
-        with self._lock, transaction(self._connection):
+        with self._transaction():
             self._finish(run_id, status, reason, verified)
 
     def open_by_hand(self, intent: Intent, process: str) -> str:
         """Begin the record of a playbook that a person started; returns the run's id."""
         run, _ = self.claim(intent, process, attempts=1, refuse=lambda _: None)
         self.start(run.id, process)
-        with self._lock, transaction(self._connection):
-            self._connection.execute("UPDATE runs SET by_hand = 1 WHERE id = ?", (run.id,))
+        self._write("UPDATE runs SET by_hand = 1 WHERE id = ?", run.id)
         return run.id
 
-    def record(self, run_id: str, results: list[TaskResult]) -> None:
-        """Keep what tasks of a run did."""
-        with self._lock, transaction(self._connection):
-            self._connection.executemany(
-                "INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (run_id, now(), r.play, r.role, r.task, r.host, r.status, r.changed, r.text)
-                    for r in results
-                ],
-            )
+    def record(self, run_id: str, result: TaskResult) -> None:
+        """Keep what a task of a run did."""
+        said = astuple(result)
+        self._write("INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", run_id, now(), *said)
 
     def tasks(self, run_id: str) -> list[TaskResult]:
         """What the tasks of a run did, in order."""
-        with self._lock:
-            rows = self._connection.execute(
-                "SELECT play, role, task, host, status, changed, text FROM tasks WHERE run = ? "
-                "ORDER BY rowid",
-                (run_id,),
-            ).fetchall()
+        rows = self._rows(
+            "SELECT play, role, task, host, status, changed, text FROM tasks WHERE run = ? ORDER BY rowid",
+            run_id,
+        )
         return [TaskResult(**{**dict(row), "changed": bool(row["changed"])}) for row in rows]
 
     def get(self, run_id: str) -> Run | None:
         """One run."""
-        with self._lock:
-            return self._get(run_id)
+        return next(iter(self._runs("id = ?", run_id)), None)
 
     def runs(self, after: int = 0, limit: int = -1) -> list[Run]:
         """Runs in the order in which they were wanted."""
-        return self._select("number > ? ORDER BY number LIMIT ?", after, limit)
+        return self._runs("number > ? ORDER BY number LIMIT ?", after, limit)
 
     def active(self) -> list[Run]:
         """Runs that wait or run and whose process lives."""
-        runs = self._select("status IN (?, ?) ORDER BY number", Status.WAITING, Status.RUNNING)
+        runs = self._runs("status IN (?, ?) ORDER BY number", Status.WAITING, Status.RUNNING)
         return [run for run in runs if alive(run.process)]
 
     def abandoned(self) -> list[Run]:
@@ -189,76 +160,60 @@ class Ledger:
 
         What a person started is not: such a run only gets its end written.
         """
-        for run in self._select("status = ? AND by_hand", Status.RUNNING):
+        for run in self._runs("status = ? AND by_hand", Status.RUNNING):
             if not alive(run.process):
                 self.finish(run.id, Status.INTERRUPTED, reason="The playbook was killed.")
-        runs = self._select(
+        runs = self._runs(
             "NOT by_hand AND status IN (?, ?, ?) AND NOT EXISTS (SELECT 1 FROM runs AS later "
             "WHERE later.key = runs.key AND later.attempt > runs.attempt) ORDER BY number",
-            Status.WAITING,
-            Status.RUNNING,
-            Status.INTERRUPTED,
+            *(Status.WAITING, Status.RUNNING, Status.INTERRUPTED),
         )
         return [run for run in runs if run.ended or not alive(run.process)]
 
     def ended_since(self, moment: datetime) -> list[Run]:
         """Runs that ended at or after a moment, in the order of their ends."""
-        return self._select("finished_at >= ? ORDER BY finished_at, number", timestamp(moment))
+        return self._runs("finished_at >= ? ORDER BY finished_at, number", timestamp(moment))
 
     def last_of(self, playbook: str, target: str) -> Run | None:
-        """The youngest run of a playbook on a target that was allowed; for use inside `claim`."""
-        row = self._connection.execute(
-            "SELECT * FROM runs WHERE playbook = ? AND target = ? AND status <> ? "
-            "ORDER BY created_at DESC LIMIT 1",
-            (playbook, target, Status.DENIED),
-        ).fetchone()
-        return None if row is None else _run(row)
+        """The youngest run of a playbook on a target that was allowed."""
+        found = self._runs(
+            "playbook = ? AND target = ? AND status <> ? ORDER BY created_at DESC LIMIT 1",
+            *(playbook, target, Status.DENIED),
+        )
+        return next(iter(found), None)
 
     def tell(self, message: Message, origin: str | None = None) -> bool:
         """Put a message into the outbox. An intent (its key is `origin`) tells once: False after."""
-        with self._lock, transaction(self._connection):
-            return bool(
-                self._connection.execute(
-                    "INSERT OR IGNORE INTO outbox (origin, title, body, urgency, created_at, next_at) "
-                    "VALUES (?, ?, ?, ?, ?, ?)",
-                    (origin, message.title, message.body, message.urgency, now(), now()),
-                ).rowcount
+        return bool(
+            self._write(
+                "INSERT OR IGNORE INTO outbox (origin, title, body, urgency, created_at, next_at) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                *(origin, message.title, message.body, message.urgency, now(), now()),
             )
+        )
 
     def letters(self, state: str | None = None, after: int = 0) -> list[Letter]:
         """Messages of the outbox in order; of one state when it is given."""
-        with self._lock:
-            rows = self._connection.execute(
-                "SELECT * FROM outbox WHERE number > ?1 AND (?2 IS NULL OR state = ?2) ORDER BY number",
-                (after, state),
-            ).fetchall()
-        return [_letter(row) for row in rows]
+        return self._letters("number > ?1 AND (?2 IS NULL OR state = ?2)", after, state)
 
     def due(self) -> list[Letter]:
         """Messages whose next delivery is to be tried now."""
-        with self._lock:
-            rows = self._connection.execute(
-                "SELECT * FROM outbox WHERE state = 'waiting' AND next_at <= ? ORDER BY number",
-                (now(),),
-            ).fetchall()
-        return [_letter(row) for row in rows]
+        return self._letters("state = 'waiting' AND next_at <= ?", now())
 
     def delivered(self, number: int, channel: str) -> None:
         """A channel took a message."""
-        with self._lock, transaction(self._connection):
-            self._connection.execute(
-                "UPDATE outbox SET state = 'delivered', attempts = attempts + 1, channel = ?, "
-                "error = NULL WHERE number = ?",
-                (channel, number),
-            )
+        self._write(
+            "UPDATE outbox SET state = 'delivered', attempts = attempts + 1, channel = ?, error = NULL "
+            "WHERE number = ?",
+            *(channel, number),
+        )
 
     def postpone(self, number: int, error: str, delay: timedelta) -> None:
         """No channel took a message; it is tried again after `delay`."""
-        with self._lock, transaction(self._connection):
-            self._connection.execute(
-                "UPDATE outbox SET attempts = attempts + 1, error = ?, next_at = ? WHERE number = ?",
-                (error, timestamp(datetime.now(UTC) + delay), number),
-            )
+        self._write(
+            "UPDATE outbox SET attempts = attempts + 1, error = ?, next_at = ? WHERE number = ?",
+            *(error, timestamp(datetime.now(UTC) + delay), number),
+        )
 
     def _finish(self, run_id: str, status: Status, reason: str | None, verified: bool | None = None) -> None:
         self._connection.execute(
@@ -269,37 +224,24 @@ class Ledger:
 
     def _insert(self, intent: Intent, attempt: int, process: str | None) -> str:
         run_id = str(uuid.uuid4())
+        wanted = intent.key, attempt, intent.playbook, intent.target, json.dumps(asdict(intent))
         self._connection.execute(
-            "INSERT INTO runs (id, key, attempt, playbook, target, intent, status, process, "
-            "created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                run_id,
-                intent.key,
-                attempt,
-                intent.playbook,
-                intent.target,
-                json.dumps(asdict(intent)),
-                Status.WAITING,
-                process,
-                now(),
-            ),
+            "INSERT INTO runs (id, key, attempt, playbook, target, intent, status, process, created_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (run_id, *wanted, Status.WAITING, process, now()),
         )
         return run_id
 
     def _last(self, key: str) -> Run | None:
-        row = self._connection.execute(
-            "SELECT * FROM runs WHERE key = ? ORDER BY attempt DESC LIMIT 1", (key,)
-        ).fetchone()
-        return None if row is None else _run(row)
+        return next(iter(self._runs("key = ? ORDER BY attempt DESC LIMIT 1", key)), None)
 
-    def _get(self, run_id: str) -> Run | None:
-        row = self._connection.execute("SELECT * FROM runs WHERE id = ?", (run_id,)).fetchone()
-        return None if row is None else _run(row)
-
-    def _select(self, where: str, *values: Any) -> list[Run]:
-        with self._lock:
-            rows = self._connection.execute(f"SELECT * FROM runs WHERE {where}", values).fetchall()  # noqa: S608 - constants of this file
+    def _runs(self, where: str, *values: Any) -> list[Run]:
+        rows = self._rows(f"SELECT * FROM runs WHERE {where}", *values)  # noqa: S608 - constants of this file
         return [_run(row) for row in rows]
+
+    def _letters(self, where: str, *values: Any) -> list[Letter]:
+        rows = self._rows(f"SELECT * FROM outbox WHERE {where} ORDER BY number", *values)  # noqa: S608 - likewise
+        return [_letter(row) for row in rows]
 
 
 def killed(run: Run, attempts: int) -> tuple[Status, str]:
@@ -310,28 +252,18 @@ def killed(run: Run, attempts: int) -> tuple[Status, str]:
 
 
 def _run(row: sqlite3.Row) -> Run:
+    as_they_are = ("id", "number", "attempt", "created_at", "started_at", "finished_at", "reason", "process")
     return Run(
-        id=row["id"],
-        number=row["number"],
-        attempt=row["attempt"],
+        **{name: row[name] for name in as_they_are},
         intent=Intent(**json.loads(row["intent"])),
         status=Status(row["status"]),
         verified=None if row["verified"] is None else bool(row["verified"]),
-        created_at=row["created_at"],
-        started_at=row["started_at"],
-        finished_at=row["finished_at"],
-        reason=row["reason"],
-        process=row["process"],
     )
 
 
 def _letter(row: sqlite3.Row) -> Letter:
+    as_they_are = ("number", "created_at", "state", "attempts", "channel", "error")
     return Letter(
-        number=row["number"],
+        **{name: row[name] for name in as_they_are},
         message=Message(row["title"], row["body"], row["urgency"]),
-        created_at=row["created_at"],
-        state=row["state"],
-        attempts=row["attempts"],
-        channel=row["channel"],
-        error=row["error"],
     )

@@ -18,7 +18,12 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
     "X-Content-Type-Options": "nosniff",
 }
-_COLOURS = {"ready": "#2a7d3f", "degraded": "#9a6700", "not ready": "#b3261e"}
+#: Each on a light and on a dark ground.
+_COLOURS = {
+    "ready": "#2a7d3f, #5fc27e",
+    "degraded": "#9a6700, #e3b341",
+    "not ready": "#b3261e, #ff8a80",
+}
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -28,9 +33,11 @@ _PAGE = """<!doctype html>
 <style>
   :root {{ color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif; }}
   body {{ max-width: 40rem; margin: 3rem auto; padding: 0 1rem; }}
-  h1 span {{ color: {colour}; }}
+  h1 span {{ color: light-dark({colour}); }}
   table {{ border-collapse: collapse; width: 100%; }}
-  th, td {{ text-align: left; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid #8884; }}
+  th, td {{ text-align: left; vertical-align: top; padding: .4rem .8rem .4rem 0; }}
+  th, td {{ border-bottom: 1px solid #8884; }}
+  p, td {{ overflow-wrap: anywhere; }}
 </style>
 <h1>zamu is <span>{word}</span></h1>
 {reason}
@@ -76,7 +83,7 @@ def routes(state: State, journal: Journal) -> dict[str, Route]:
         counts = await journal_counts.get()
         rows = {
             **found.parts,
-            **{f"source {name}": reason for name, reason in found.sources.items()},
+            **{f"source {name} fails": reason for name, reason in found.sources.items()},
             "events kept": counts["events"],
             "deliveries pending": counts["pending"],
             "dead letters": counts["dead"],

@@ -16,7 +16,7 @@ from zamu.rulebooks import Rulebooks, read, refuse_unused
 
 
 def check(config: Config, paths: Iterable[Path] = ()) -> list[Finding]:
-    """What is wrong in rulebooks: files, or directories with all `*.yml` below; default: the configured.
+    """What is wrong in rulebooks: files, or directories with all that lie below; default: the configured.
 
     Raises RulebookError when there is no rulebook, or zamu.yml means a source that there is not.
     """

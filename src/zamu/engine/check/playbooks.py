@@ -3,7 +3,6 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -24,14 +23,6 @@ _IMPORTS = frozenset({"import_playbook", "ansible.builtin.import_playbook"})
 _LISTS, _ROLE, _NAME = frozenset({"roles", "dependencies"}), frozenset({"role"}), frozenset({"name"})
 #: What makes a directory a role.
 _PARTS = frozenset({"tasks", "handlers", "defaults", "vars", "files", "templates", "meta", "library"})
-
-
-@dataclass(frozen=True)
-class _Named:
-    """A name that stands in a file, with its line."""
-
-    name: str
-    line: int
 
 
 class Playbooks:
@@ -56,53 +47,49 @@ class Playbooks:
             return True
         plays = document.tree.value if isinstance(document.tree, yaml.SequenceNode) else []
         if not any(isinstance(play, yaml.MappingNode) for play in plays):
-            self._add(
-                document, 1, "playbook", "this playbook holds no play; begin one with `- name:` and `hosts:`."
-            )
+            words = "this playbook holds no play; begin one with `- name:` and `hosts:`."
+            self._add(document, None, "playbook", words)
             return True
         verifies = False
         for play in plays:
             for imported in _values(play, _IMPORTS):
                 verifies |= self._import(document, imported)
-            collections = [one.name for one in _values(play, frozenset({"collections"}))]
+            collections = [one.value for one in _values(play, frozenset({"collections"}))]
             for role in _roles(play):
                 verifies |= self._role(document, name, role, collections)
         return verifies
 
-    def _import(self, document: Document, imported: _Named) -> bool:
-        path = document.path.parent / imported.name
-        if "{{" in imported.name or imported.name.count(".") == _FULL - 1:
+    def _import(self, document: Document, imported: yaml.ScalarNode) -> bool:
+        name: str = imported.value
+        path = document.path.parent / name
+        if "{{" in name or name.count(".") == _FULL - 1:
             return True  # not known here
         if path.is_file():
-            return self.verifies(imported.name, path.resolve())
-        self._add(
-            document,
-            imported.line,
-            "playbook",
-            f"there is no playbook {imported.name!r} to import; mend the path.",
-        )
+            return self.verifies(name, path.resolve())
+        self._add(document, imported, "playbook", f"there is no playbook {name!r} to import; mend the path.")
         return True
 
-    def _role(self, document: Document, playbook: str, role: _Named, collections: list[str]) -> bool:
-        short = role.name.rpartition(".")[2]
-        if "{{" in role.name:
+    def _role(self, document: Document, playbook: str, role: yaml.ScalarNode, collections: list[str]) -> bool:
+        name: str = role.value
+        short = name.rpartition(".")[2]
+        if "{{" in name:
             return True  # not known here
-        found = self._resolve(document.path.parent, role.name, collections)
+        found = self._resolve(document.path.parent, name, collections)
         if found is None:
             beside = shown(document.path.parent / "roles")
-            words = f"there is no role {role.name!r}; mend the name, or put the role into {beside}."
-            self._add(document, role.line, "role", words)
+            words = f"there is no role {name!r}; mend the name, or put the role into {beside}."
+            self._add(document, role, "role", words)
         elif not any((found / part).exists() for part in _PARTS):
             words = (
-                f"the role {role.name!r} would be {shown(found)}, which is none, so nothing would be done, "
+                f"the role {name!r} would be {shown(found)}, which is none, so nothing would be done, "
                 "and called successful; name roles apart from playbooks and other files."
             )
-            self._add(document, role.line, "role-name", words)
+            self._add(document, role, "role-name", words)
         elif short in (playbook, document.path.stem) and not document.path.is_relative_to(HOME):
             words = (
                 f"role {short!r} is named like its playbook, which Ansible may take for it; name them apart."
             )
-            self._add(document, role.line, "role-name", words, warning=True)
+            self._add(document, role, "role-name", words, warning=True)
         return short.startswith(_VERIFY) or (found is not None and self._verified_inside(found, {found}))
 
     def _verified_inside(self, role: Path, seen: set[Path]) -> bool:
@@ -111,9 +98,9 @@ class Playbooks:
             document = documents.read(file, construct=False)
             inside = [] if isinstance(document, Finding) else _roles(document.tree)
             for one in inside:
-                if one.name.rpartition(".")[2].startswith(_VERIFY):
+                if one.value.rpartition(".")[2].startswith(_VERIFY):
                     return True
-                found = self._resolve(role.parent, one.name, [])
+                found = self._resolve(role.parent, one.value, [])
                 if found and found not in seen and self._verified_inside(found, seen | {found}):
                     return True
         return False
@@ -136,20 +123,23 @@ class Playbooks:
         for root in collection_roots(collection_paths(self._config)):
             yield root / namespace / collection / "roles" / role
 
-    def _add(self, document: Document, line: int, check: Check, words: str, *, warning: bool = False) -> None:
+    def _add(
+        self, document: Document, at: yaml.Node | None, check: Check, words: str, *, warning: bool = False
+    ) -> None:
+        line = at.start_mark.line + 1 if at else 1
         self.findings.append(documents.found(document.path, line, check, words, warning=warning))
 
 
-def _values(node: yaml.Node, keys: frozenset[str]) -> Iterator[_Named]:
+def _values(node: yaml.Node, keys: frozenset[str]) -> Iterator[yaml.ScalarNode]:
     """The text, or texts, below some keys of a mapping."""
     for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
         if key.value in keys:
             for one in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                 if isinstance(one, yaml.ScalarNode):
-                    yield _Named(str(one.value), one.start_mark.line + 1)
+                    yield one
 
 
-def _roles(node: yaml.Node) -> Iterator[_Named]:
+def _roles(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
     """Every role that a play, a task file or a role's meta names, at any depth."""
     if isinstance(node, yaml.SequenceNode):
         for child in node.value:

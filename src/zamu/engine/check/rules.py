@@ -2,6 +2,7 @@
 """Whether a ruleset's rules can be read, match what they mean, and act only through the gate."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from zamu.config import Config
@@ -99,52 +100,42 @@ def _not_all(
             yield ruleset.finding("not-all-throttle", ("rules", index, "condition"), words)
 
 
+@dataclass
 class _Rule:
-    """One rule that the schema accepts."""
+    """One rule that the schema accepts, number `index` of its ruleset."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - it is made in one place
-        self,
-        config: Config,
-        ruleset: Ruleset,
-        index: int,
-        rule: dict[str, Any],
-        condition: Condition,
-        shape: Shape,
-        used: set[Path],
-        playbooks: Playbooks,
-    ) -> None:
-        self._config = config
-        self._ruleset = ruleset
-        self._index = index
-        self._rule = rule
-        self._condition = condition
-        self._shape = shape
-        self._used = used
-        self._playbooks = playbooks
+    config: Config
+    ruleset: Ruleset
+    index: int
+    rule: dict[str, Any]
+    condition: Condition
+    shape: Shape
+    used: set[Path]
+    playbooks: Playbooks
 
     def _finding(self, check: Check, place: _Place, words: str, *, warning: bool = False) -> Finding:
-        return self._ruleset.finding(check, ("rules", self._index, *place), words, warning=warning)
+        return self.ruleset.finding(check, ("rules", self.index, *place), words, warning=warning)
 
     def examine(self) -> Iterator[Finding]:
         """Everything about this rule."""
-        if "{{" in self._rule["name"]:
+        if "{{" in self.rule["name"]:
             yield self._finding("rule-name", ("name",), "a rule's name cannot be a template; write it out.")
-        for check, words in self._condition.faults:
+        for check, words in self.condition.faults:
             yield self._finding(check, ("condition",), words)
-        for path in self._condition.paths:
+        for path in self.condition.paths:
             yield from self._path(("condition",), path[1:])
-        if "throttle" in self._rule:
-            yield from self._throttle(self._rule["throttle"])
-        if not actions(self._rule):
+        if "throttle" in self.rule:
+            yield from self._throttle(self.rule["throttle"])
+        if not actions(self.rule):
             yield self._finding(
                 "action", ("actions",), "this rule does nothing; add an action, or remove it."
             )
-        for place, action in actions(self._rule):
+        for place, action in actions(self.rule):
             yield from self._action(place, action)
 
     def _path(self, place: _Place, path: Path, *, likely: bool = False) -> Iterator[Finding]:
         """Something of an event that no event has. With `likely` only if another key is meant."""
-        unknown = self._shape.unknown(path)
+        unknown = self.shape.unknown(path)
         if unknown is None:
             return
         name, meant = unknown
@@ -155,7 +146,7 @@ class _Rule:
             yield self._finding("event-path", place, words, warning=True)
 
     def _throttle(self, throttle: dict[str, Any]) -> Iterator[Finding]:
-        if not self._condition.throttled:
+        if not self.condition.throttled:
             words = (
                 "a throttle works on one condition without a timeout, and the engine ends on others: remove "
                 "it (the guard's cooldown bounds what acts), or join the conditions with `and` or `or`."
@@ -173,7 +164,7 @@ class _Rule:
             )
             yield self._finding("throttle-group", place, words)
             return
-        unknown = self._shape.unknown(path[1:])
+        unknown = self.shape.unknown(path[1:])
         off = "and an attribute that an event lacks switches the throttle off"
         if unknown and unknown[1]:
             words = f"no event here has `{unknown[0]}`, {off}; write `{unknown[1]}`."
@@ -187,7 +178,7 @@ class _Rule:
     def _compare(self, place: _Place, path: Path, off: str) -> Iterator[Finding]:
         """Where nobody documents the keys, those that conditions use are the only measure."""
         for index, step in enumerate(path):
-            beside = {one[index] for one in self._used if one[:index] == path[:index] and len(one) > index}
+            beside = {one[index] for one in self.used if one[:index] == path[:index] and len(one) > index}
             if step in beside or isinstance(step, int):
                 continue
             meant = alike(step, [one for one in beside if isinstance(one, str)])
@@ -197,7 +188,7 @@ class _Rule:
                     f"conditions use `{before}.{meant}`, this `{before}.{step}`, {off}; write what is meant."
                 )
                 # This rule's events have that key at the top; further down there may be any.
-                certain = index == 0 and meant in {one[1] for one in self._condition.paths}
+                certain = index == 0 and meant in {one[1] for one in self.condition.paths}
                 yield self._finding("throttle-group", place, words, warning=not certain)
             return
 
@@ -218,11 +209,11 @@ class _Rule:
             )
             yield self._finding("ledger", (*place, kind, key), words)
         try:
-            name, path = find_playbook(arguments["name"], self._config.playbooks)
+            name, path = find_playbook(arguments["name"], self.config.playbooks)
         except RulebookError as error:
             yield self._finding("playbook", (*place, kind, "name"), f"{error} Mend the name.")
             return
-        verifies = self._playbooks.verifies(name, path)
+        verifies = self.playbooks.verifies(name, path)
         if name not in TELLING:
             yield from self._acting((*place, kind), name, verifies)
 
@@ -232,16 +223,16 @@ class _Rule:
                 f"{playbook} has no role verify_..., so its runs always count as failed; add one as the last."
             )
             yield self._finding("verify-missing", (*place, "name"), words, warning=True)
-        if not self._condition.names:
+        if not self.condition.names:
             return  # nobody knows what it means
-        if not self._condition.throttled:
-            if not self._config.guard.action(playbook).cooldown:
+        if not self.condition.throttled:
+            if not self.config.guard.action(playbook).cooldown:
                 words = (
                     f"such a condition cannot be throttled, and {playbook} has no cooldown; "
                     f"set guard.actions.{playbook}.cooldown in zamu.yml."
                 )
                 yield self._finding("cooldown-missing", place, words)
-        elif "throttle" not in self._rule:
+        elif "throttle" not in self.rule:
             words = (
                 f"this rule starts {playbook} for every event; add a `throttle` with `once_within` and "
                 "`group_by_attributes`."
@@ -262,12 +253,12 @@ class _Rule:
                 yield from self._template_path(place, path)
 
     def _names(self, place: _Place, template: Template) -> Iterator[Finding]:
-        variable = self._condition.variable
+        variable = self.condition.variable
         # What once_after gathered is one event or several, as it happens.
-        either = "once_after" in self._rule.get("throttle", {}) or not self._condition.names
+        either = "once_after" in self.rule.get("throttle", {}) or not self.condition.names
         known = {"event", "events"} if either else {variable}
         for name in sorted(template.names - known):
-            instead = "`event`" if variable == "event" else f"`events.{self._condition.names[0]}`"
+            instead = "`event`" if variable == "event" else f"`events.{self.condition.names[0]}`"
             if name == "event":
                 words = f"several events, or named ones, are {self._known()}"
             elif name == "events":
@@ -279,22 +270,22 @@ class _Rule:
             )
 
     def _template_path(self, place: _Place, path: Path) -> Iterator[Finding]:
-        names = self._condition.names
+        names = self.condition.names
         if path[0] == "event" and "var_root" not in self._arguments:
             yield from self._path(place, path[1:], likely=True)
-        elif path[0] == "events" and names and self._condition.variable == "events" and path[1] not in names:
+        elif path[0] == "events" and names and self.condition.variable == "events" and path[1] not in names:
             words = f"the events are {self._known()}, not `events.{path[1]}`; write one of them."
             yield self._finding("template", place, words)
-        elif path[0] == "events" and self._condition.kind == "any" and self._condition.several:
+        elif path[0] == "events" and self.condition.kind == "any" and self.condition.several:
             words = (
                 f"`any` matches one event, so `events.{path[1]}` is often missing; join conditions with `or`."
             )
             yield self._finding("template", place, words, warning=True)
 
     def _known(self) -> str:
-        return ", ".join(f"`events.{name}`" for name in self._condition.names)
+        return ", ".join(f"`events.{name}`" for name in self.condition.names)
 
     @property
     def _arguments(self) -> set[str]:
         """What any action of the rule says of itself."""
-        return {key for _, one in actions(self._rule) for said in one.values() for key in said or {}}
+        return {key for _, one in actions(self.rule) for said in one.values() for key in said or {}}

@@ -2,20 +2,22 @@
 """Whether sources and filters exist and take their arguments, and what their events look like."""
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
 
 from zamu.ansible import collection_paths
-from zamu.config import Config
+from zamu.config import HOME, Config
 from zamu.documents import Check, Finding
 from zamu.engine.check.templates import Path as EventPath
 from zamu.errors import RulebookError
-from zamu.rulebooks import Rulebooks, Ruleset, find_plugin, malformed, plugin_of
+from zamu.rulebooks import COLLECTION, Rulebooks, Ruleset, collection_roots, find_plugin, malformed, plugin_of
 
 type _Place = tuple[str | int, ...]
 #: An event's keys, each with those below it, or None where any may follow.
@@ -172,18 +174,54 @@ def _keys(returned: dict[str, Any]) -> Keys:
 def _about(config: Config, plugin: str, kind: str) -> dict[str, Any]:
     """What a plugin says of itself, DOCUMENTATION and RETURN, without running it. Raises RulebookError."""
     directory = config.event_sources if kind == "event_source" else config.event_filters
-    path = find_plugin(plugin, kind, directory, collection_paths(config))
-    return documented(path)
+    collections = collection_paths(config)
+    return documented(find_plugin(plugin, kind, directory, collections), collections)
 
 
-def documented(path: Path) -> dict[str, Any]:
-    """The YAML constants of a plugin's file; without what cannot be read of it."""
-    said = {}
+def documented(path: Path, collections: Sequence[Path] = ()) -> dict[str, Any]:
+    """The YAML constants of a plugin's file; without what cannot be read of it, or of its fragments."""
+    said: dict[str, Any] = {}
     try:
-        for node in ast.parse(path.read_bytes()).body:
-            name = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else ""
-            if isinstance(node, ast.Assign) and name in ("DOCUMENTATION", "RETURN"):
-                said[name] = yaml.safe_load(ast.literal_eval(node.value))
-    except (OSError, SyntaxError, ValueError, yaml.YAMLError, AttributeError):
+        for name, text in _texts(ast.parse(path.read_bytes()).body).items():
+            if name in ("DOCUMENTATION", "RETURN"):
+                said[name] = yaml.safe_load(text)
+    except (OSError, SyntaxError, ValueError, yaml.YAMLError):
         pass  # the source's host says so when it loads it
+    about = said.get("DOCUMENTATION")
+    if isinstance(about, dict) and "extends_documentation_fragment" in about:
+        from ansible.utils.plugin_docs import add_fragments
+
+        try:
+            add_fragments(about, str(path.absolute()), _Fragments(collections))
+        except Exception:  # whatever is wrong with it: its options are not known then
+            del said["DOCUMENTATION"]
     return said
+
+
+class _Fragments:
+    """Ansible's `fragment_loader`, for collections, without running what it finds."""
+
+    def __init__(self, collections: Sequence[Path]) -> None:
+        self._roots = collection_roots(collections)
+
+    def get(self, name: str) -> Any:
+        """The texts of a fragment as attributes; None when there is none of this full name."""
+        collection, _, short = name.rpartition(".")
+        own = collection == COLLECTION
+        for home in [HOME] if own else [root.joinpath(*collection.split(".")) for root in self._roots]:
+            with suppress(OSError, SyntaxError, ValueError):
+                body = ast.parse((home / "plugins" / "doc_fragments" / f"{short}.py").read_bytes()).body
+                (found,) = (one for one in body if isinstance(one, ast.ClassDef))
+                return SimpleNamespace(ansible_name=name, **_texts(found.body))
+        return None
+
+
+def _texts(body: list[ast.stmt]) -> dict[str, str]:
+    """The texts that are assigned to names."""
+    return {
+        ast.unparse(node.targets[0]): node.value.value
+        for node in body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    }

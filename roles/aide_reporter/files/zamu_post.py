@@ -1,0 +1,1 @@
+../../reporter/files/zamu_post.py
