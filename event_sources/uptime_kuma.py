@@ -180,8 +180,9 @@ class _Changes:
             self._down[str(monitor)] = time
         if len(self._down) > _MOST_DOWN:
             del self._down[next(iter(self._down))]
+        began = self._down.get(str(monitor))
         async with self._writing:
-            if self._noted == self._down:
+            if self._noted.get(str(monitor)) == began:  # by who waited before, with all that came meanwhile
                 return
             noted = dict(self._down)
             try:

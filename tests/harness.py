@@ -19,7 +19,7 @@ import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-READY = 60
+READY = 120
 STARTS_AT = "2026-11-22T20:00:00Z"
 
 LINE_RULEBOOK: list[dict[str, Any]] = [

@@ -22,6 +22,7 @@ class State:
         self.ledger = root / "ledger.db"
         #: The composed rulebook, its variables and the engine's own store.
         self.engine = root / "engine"
+        self.store = self.engine / "store.mv.db"
         #: Doorbells: one socket for each process that waits for news.
         self.bells = root / "bells"
         #: Tokens that zamu made for webhook sources to which none was given.
@@ -30,6 +31,7 @@ class State:
         self.memories = root / "sources"
         #: What the engine and each playbook printed.
         self.logs = root / "logs"
+        self.engine_log = self.logs / "engine.log"
         #: What the gate has to know, written by the engine's supervisor.
         self.gate = self.engine / "gate.json"
         #: What intake knows to be wrong with zamu itself, and what was told of it.

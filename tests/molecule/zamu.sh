@@ -39,6 +39,7 @@ start() {
     start-stop-daemon --start --quiet --background --make-pidfile --pidfile "$directory/pid" \
         --output "$directory/log" --startas /usr/bin/nsenter -- "$network" \
         "$root/.venv/bin/zamu" --config "$directory/zamu.yml" --state "$directory/state" intake
+    until [ -s "$directory/pid" ]; do sleep 0.1; done
     until nsenter "$network" "$root/.venv/bin/python" -c \
         'import socket; socket.create_connection(("127.0.0.1", 8470)).close()' 2>/dev/null; do
         start-stop-daemon --status --pidfile "$directory/pid" || {

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """What several unit tests need: small events and intents, and processes to look at."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness import ROOT
 from zamu.event import Event, timestamp
 from zamu.gate.settings import Policy, Settings
+from zamu.journal import Outcome, Record
+from zamu.journal.sqlite import Journal
 from zamu.ledger import Intent
 from zamu.state import State
 
@@ -55,6 +60,11 @@ def intent(key: str = "k", **fields: Any) -> Intent:
         "variables": {},
     }
     return Intent(key, **(known | fields))
+
+
+def by_thread(journal: Journal) -> Callable[[Sequence[Record]], Awaitable[list[Outcome]]]:
+    """How a writer appends to a journal of this process."""
+    return partial(asyncio.to_thread, journal.append)
 
 
 def gate_settings(directory: Path, **fields: Any) -> Settings:

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 
 from harness import ROOT
+from unit.helpers import by_thread
 from zamu import inventory
 from zamu.config import Config, Intake, Limits
 from zamu.intake.host import host
@@ -59,7 +60,7 @@ class Hosting:
             host(
                 source,
                 self.config,
-                Writer(self.journal, lambda: None),
+                Writer(by_thread(self.journal), lambda: None),
                 lambda: self.inventory,
                 Shelter(self.server, self.directory, self.directory / "sources"),
                 lambda name, reason: self.said.append((name, reason)),

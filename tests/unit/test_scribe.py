@@ -136,7 +136,7 @@ async def test_it_does_not_end_before_its_intake_does(tmp_path: Path) -> None:
 async def test_a_writer_uses_it(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     async with scribe(path) as found:
-        writer = Writer(found, lambda: None)
+        writer = Writer(found.append, lambda: None)
         outcomes = await asyncio.gather(*(writer.put(records(str(number))) for number in range(50)))
         assert outcomes == [[Outcome.STORED]] * 50
         await writer.close()
@@ -154,7 +154,7 @@ def test_when_intake_is_killed_under_load_nothing_is_lost_and_its_scribe_ends(tm
 
         async def main():
             found = Scribe(Path(sys.argv[1]))
-            writer = Writer(found, lambda: None)
+            writer = Writer(found.append, lambda: None)
             print((await found.start()).pid, flush=True)
 
             async def send(name):

@@ -30,7 +30,7 @@ from zamu.intake.webhook import token_file
 from zamu.journal.sqlite import Journal
 from zamu.web import Server
 
-WITHIN = 60
+WITHIN = 100
 TOKEN = "a token that was made before"
 PUSH = test_forgejo.push(commits=[])
 DOWN = sample("v2.5.3-down")

@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -16,8 +17,10 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from harness import ROOT
+from unit.hosting import hosting
 from zamu.engine.check.sources import documented
 from zamu.errors import ConfigError
+from zamu.journal.sqlite import Journal
 from zamu.rulebooks import find_plugin
 
 SOURCES = sorted((ROOT / "event_sources").glob("[a-z]*.py"))
@@ -162,3 +165,23 @@ def test_a_foreign_sources_fragments_are_read_too_and_broken_ones_leave_its_opti
         broken = tmp_path / "broken.py"
         broken.write_text(f"DOCUMENTATION = 'extends_documentation_fragment: {name}'\nRETURN = 'a: {{}}'\n")
         assert documented(broken) == {"RETURN": {"a": {}}}
+
+
+async def test_the_source_that_the_how_to_writes_works(tmp_path: Path, journal: Journal) -> None:
+    page = (ROOT / "docs" / "howto" / "write-a-source.md").read_text()
+    source = tmp_path / "sources" / "checks.py"
+    source.parent.mkdir()
+    source.write_text(re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)[0])
+    assert set(documentation(source)["options"]) == set(runpy.run_path(str(source))["Arguments"].model_fields)
+    async with hosting(tmp_path, journal, {"demo": {}}) as house:
+        house.config = house.config.model_copy(update={"event_sources": source.parent})
+        await house.start(house.source("checks"))
+        headers = {"Authorization": f"Bearer {house.token('checks')}"}
+        check = {"name": "drop box", "host": "demo", "ok": False}
+        for _ in range(2):
+            assert (await house.request("POST", "/checks", json=check, headers=headers)).status == 202
+        wrong = check | {"ok": "perhaps"}
+        refused = await house.request("POST", "/checks", json=wrong, headers=headers)
+        assert (refused.status, refused.error.partition(":")[0]) == (422, "ok")
+        [event] = house.events
+        assert (event["check"], event["meta"]["hosts"]) == (check, ["demo"])

@@ -178,6 +178,32 @@ async def test_rotated_several_times_while_nobody_read(tmp_path: Path) -> None:
         await reading.until(b"two", b"after log.2", b"after log.1")
 
 
+async def test_a_copy_that_has_just_been_begun_is_no_file_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `copytruncate` makes one: it is empty when it is looked at, and whole a moment later."""
+    path, copy = tmp_path / "log", tmp_path / "log.1"
+    head = tail._File.head
+
+    def slowly(file: tail._File, *, whole: bool = False) -> str:
+        found = head(file, whole=whole)
+        if not copy.stat().st_size and file.opened.st_ino == copy.stat().st_ino:
+            shutil.copyfile(path, copy)
+        return found
+
+    add(path, "one\n")
+    async with Reading(path) as reading:
+        await reading.until(b"one")
+        copy.touch()
+        monkeypatch.setattr(tail._File, "head", slowly)
+        path.rename(tmp_path / "log.2")
+        add(path, "two\n")
+        await reading.until(b"one", b"two")
+        os.truncate(path, 0)
+        add(path, "three\n")
+        await reading.until(b"one", b"two", b"three")
+
+
 async def test_what_was_rotated_away_for_good_is_said_and_the_rest_is_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from unit.helpers import event
+from unit.helpers import by_thread, event
 from zamu.errors import JournalError, JournalFull
 from zamu.journal import Outcome, Record, record
 from zamu.journal.sqlite import Journal
@@ -56,7 +56,7 @@ async def started(writer: Writer, slow: Slow, count: int) -> list[asyncio.Task[l
 
 async def test_many_puts_at_the_same_moment_share_few_commits(slow: Slow) -> None:
     bell = Bell()
-    writer = Writer(slow, bell)
+    writer = Writer(by_thread(slow), bell)
     tasks = await started(writer, slow, 1)
     tasks += [asyncio.create_task(writer.put(single(f"more-{number}"))) for number in range(500)]
     await asyncio.sleep(0)
@@ -70,20 +70,20 @@ async def test_many_puts_at_the_same_moment_share_few_commits(slow: Slow) -> Non
 
 
 async def test_a_put_returns_only_when_its_event_is_in_the_file(journal: Journal) -> None:
-    writer = Writer(journal, lambda: None)
+    writer = Writer(by_thread(journal), lambda: None)
     assert await writer.put(single("a")) == [Outcome.STORED]
     assert [entry.event["meta"]["uuid"] for entry in journal.entries()] == ["a"]
 
 
 async def test_events_keep_the_order_in_which_they_were_put(journal: Journal) -> None:
-    writer = Writer(journal, lambda: None)
+    writer = Writer(by_thread(journal), lambda: None)
     await asyncio.gather(*(writer.put(single(str(number))) for number in range(50)))
     assert [entry.event["meta"]["uuid"] for entry in journal.entries()] == [str(one) for one in range(50)]
 
 
 async def test_nobody_is_woken_for_repetitions(journal: Journal) -> None:
     bell = Bell()
-    writer = Writer(journal, bell)
+    writer = Writer(by_thread(journal), bell)
     await writer.put(single("a"))
     assert await writer.put(single("a")) == [Outcome.DUPLICATE]
     assert bell.rings == 1
@@ -93,13 +93,13 @@ async def test_somebody_is_woken_for_what_is_unreadable(journal: Journal) -> Non
     bell = Bell()
     bad = event("a")
     bad["meta"]["unreadable"] = "reason"
-    assert await Writer(journal, bell).put([record("s", bad)]) == [Outcome.UNREADABLE]
+    assert await Writer(by_thread(journal), bell).put([record("s", bad)]) == [Outcome.UNREADABLE]
     assert bell.rings == 1
 
 
 async def test_everyone_in_a_batch_that_fails_hears_it_and_the_next_batch_works(slow: Slow) -> None:
     bell = Bell()
-    writer = Writer(slow, bell)
+    writer = Writer(by_thread(slow), bell)
     slow.failure = JournalFull("full")
     tasks = await started(writer, slow, 3)
     slow.open.set()
@@ -112,7 +112,7 @@ async def test_everyone_in_a_batch_that_fails_hears_it_and_the_next_batch_works(
 
 
 async def test_more_than_may_wait_for_the_disk_is_refused_at_once(slow: Slow) -> None:
-    writer = Writer(slow, lambda: None)
+    writer = Writer(by_thread(slow), lambda: None)
     # The first is on its way to the disk, the others wait.
     tasks = await started(writer, slow, 1)
     tasks += [asyncio.create_task(writer.put(single(f"w{one}"))) for one in range(MAX_WAITING)]
@@ -127,7 +127,7 @@ async def test_more_than_may_wait_for_the_disk_is_refused_at_once(slow: Slow) ->
 
 
 async def test_a_sender_that_goes_away_while_it_waits_disturbs_nobody(slow: Slow) -> None:
-    writer = Writer(slow, lambda: None)
+    writer = Writer(by_thread(slow), lambda: None)
     gone, stays = await started(writer, slow, 2)
     gone.cancel()
     slow.open.set()
@@ -137,7 +137,7 @@ async def test_a_sender_that_goes_away_while_it_waits_disturbs_nobody(slow: Slow
 
 
 async def test_closing_waits_until_everything_that_was_put_is_written(slow: Slow) -> None:
-    writer = Writer(slow, lambda: None)
+    writer = Writer(by_thread(slow), lambda: None)
     tasks = await started(writer, slow, 5)
     slow.open.set()
     await writer.close()
@@ -147,11 +147,11 @@ async def test_closing_waits_until_everything_that_was_put_is_written(slow: Slow
 
 
 async def test_closing_an_idle_writer_returns(journal: Journal) -> None:
-    await Writer(journal, lambda: None).close()
+    await Writer(by_thread(journal), lambda: None).close()
 
 
 async def test_what_is_put_together_is_stored_in_one_commit_or_not_at_all(slow: Slow) -> None:
-    writer = Writer(slow, lambda: None)
+    writer = Writer(by_thread(slow), lambda: None)
     slow.open.set()
     group = [record("s", event(str(number))) for number in range(2_500)]
     first, second = await asyncio.gather(writer.put(group), writer.put(single("after")))
@@ -171,13 +171,13 @@ async def test_what_is_put_together_is_stored_in_one_commit_or_not_at_all(slow: 
 
 
 async def test_nothing_is_put_without_a_commit(slow: Slow) -> None:
-    assert await Writer(slow, lambda: None).put([]) == []
+    assert await Writer(by_thread(slow), lambda: None).put([]) == []
     assert slow.batches == []
     slow.close()
 
 
 async def test_how_much_may_wait_can_be_set(slow: Slow) -> None:
-    writer = Writer(slow, lambda: None, 2)
+    writer = Writer(by_thread(slow), lambda: None, 2)
     tasks = await started(writer, slow, 1)
     tasks.append(asyncio.create_task(writer.put([*single("a"), *single("b")])))
     await asyncio.sleep(0)

@@ -108,7 +108,7 @@ def _database(name: str, path: Path) -> Iterator[Finding]:
 
 def store(patient: Patient) -> Iterator[Finding]:
     """The rules engine's own store, by H2's own tool, which only reads; not while an engine writes it."""
-    path = patient.state.engine / "store.mv.db"
+    path = patient.state.store
     if not path.exists():
         return
     if _engine_lives(patient):
@@ -154,7 +154,7 @@ def processes(patient: Patient) -> Iterator[Finding]:
         elif word in ("not running", "starting"):
             yield warning(part, f"It is {word}{pid}.", "Start it with `zamu run`." if not said else "Wait.")
         else:
-            log = patient.state.logs / "engine.log"
+            log = patient.state.engine_log
             yield broken(part, f"It is {word}{pid}. {found.reason}", f"Look into {log}, or start it again.")
     for source, reason in found.sources.items():
         yield broken(f"source {source}", reason, "Mend what it names; it is tried again by itself.")

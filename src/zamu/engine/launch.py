@@ -53,10 +53,10 @@ async def launch(
         "drools_overwrite_if_rulebook_changes": fresh,
     }
     write_atomically(state.engine / "vars.yml", yaml.safe_dump(variables))
-    log_file = log_of(state)
-    if log_file.exists() and log_file.stat().st_size > _LOG_LIMIT:
-        log_file.replace(log_file.with_suffix(".log.1"))
-    with log_file.open("ab") as output:
+    log = state.engine_log
+    if log.exists() and log.stat().st_size > _LOG_LIMIT:
+        log.replace(log.with_suffix(".log.1"))
+    with log.open("ab") as output:
         engine = await asyncio.create_subprocess_exec(
             *_command(config, state),
             stdin=asyncio.subprocess.DEVNULL,
@@ -85,15 +85,9 @@ def require_java() -> None:
         raise ZamuError(f"The rules engine needs Java, and {java} is no program. `make setup` installs it.")
 
 
-def log_of(state: State) -> Path:
-    """What ansible-rulebook prints."""
-    return state.logs / "engine.log"
-
-
 def store_is_new(state: State) -> bool:
     """Whether the engine's store has to be made, so that the engine knows nothing."""
-    store = _store(state)
-    return not store.exists() or store.stat().st_size == 0
+    return not state.store.exists() or state.store.stat().st_size == 0
 
 
 def set_damaged_store_aside(state: State, since: int) -> Path | None:
@@ -101,17 +95,13 @@ def set_damaged_store_aside(state: State, since: int) -> Path | None:
 
     Returns where it is now; None when the store is not what kept the engine from starting.
     """
-    with log_of(state).open("rb") as log:
+    with state.engine_log.open("rb") as log:
         log.seek(since)
         said = log.read(_LOG_LIMIT).decode(errors="replace")
-    if _NO_STORE not in said or not any(code in said for code in _DAMAGED) or not _store(state).exists():
+    if _NO_STORE not in said or not any(code in said for code in _DAMAGED) or not state.store.exists():
         return None
-    aside = _store(state).with_name(f"store.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}.mv.db")
-    return _store(state).replace(aside)
-
-
-def _store(state: State) -> Path:
-    return state.engine / "store.mv.db"
+    aside = state.store.with_name(f"store.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}.mv.db")
+    return state.store.replace(aside)
 
 
 def _command(config: Config, state: State) -> list[str]:

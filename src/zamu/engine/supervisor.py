@@ -147,7 +147,7 @@ class Supervisor:
             await asyncio.wait((ended, changed), return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
                 self._mend_store(began)
-                log_file = launch.log_of(self._state)
+                log_file = self._state.engine_log
                 raise EngineEnded(f"The rules engine ended with {ended.result()}; see {log_file}.")
         finally:
             ready.cancel()

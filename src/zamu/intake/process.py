@@ -54,7 +54,9 @@ class Intake:
         self._journal = journal
         self._pages = pages
         self._scribe = Scribe(state.journal)
-        self._writer = Writer(self._scribe, partial(ring, state.bells, "journal"), config.limits.waiting)
+        self._writer = Writer(
+            self._scribe.append, partial(ring, state.bells, "journal"), config.limits.waiting
+        )
         self._server = Server(config.intake, config.limits)
         self._troubles: dict[str, str] = {}
 

@@ -262,8 +262,8 @@ class _Reader:
     def _rotated(self, after: int = 0) -> list[_File]:
         """The files that were at our path before and were written to after `after`, in order.
 
-        Not among them is the one that is open, which may be renamed meanwhile, and what begins as the file
-        at our path does: that one is just being copied.
+        Not among them is the one that is open, which may be renamed meanwhile, and what is empty or begins
+        as the file at our path does: that one is just being copied.
         """
         ours = self._file.opened.st_ino if self._file is not None else None
         found: dict[int, _File] = {}
@@ -273,7 +273,8 @@ class _Reader:
                 file, current = _opened(self._path.with_name(name)), _opened(self._path)
                 if file is None or file.opened.st_mtime_ns <= after or file.opened.st_ino in (ours, *found):
                     continue
-                if current is None or not current.head() or file.head() != current.head():
+                head = file.head()
+                if head and (current is None or head != current.head()):
                     found[file.opened.st_ino] = file
         return sorted(found.values(), key=lambda one: one.opened.st_mtime_ns)
 

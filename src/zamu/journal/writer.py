@@ -3,17 +3,16 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from zamu.errors import JournalError
 from zamu.journal import Outcome, Record
-from zamu.journal.scribe import Scribe
-from zamu.journal.sqlite import Journal
 
 #: How many events may wait for the disk, unless the writer is told otherwise.
 MAX_WAITING = 10_000
 _BATCH = 1_000
 
+type _Append = Callable[[Sequence[Record]], Awaitable[list[Outcome]]]
 type _Waiting = tuple[Sequence[Record], asyncio.Future[list[Outcome]]]
 
 
@@ -24,16 +23,14 @@ class Overloaded(JournalError):
 class Writer:
     """Appends records from many tasks; while one commit is on its way the next one fills up."""
 
-    def __init__(
-        self, journal: Journal | Scribe, stored: Callable[[], None], most: int = MAX_WAITING
-    ) -> None:
-        """Writes through `journal` in a thread, or through a scribe.
+    def __init__(self, append: _Append, stored: Callable[[], None], most: int = MAX_WAITING) -> None:
+        """`append` is `Scribe.append`, or another like it.
 
         `stored` is called after each commit that holds something new: ring a bell there.
 
         With `most` events waiting for the disk `put` refuses more: the sender is asked to wait.
         """
-        self._journal = journal
+        self._append = append
         self._stored = stored
         self._most = most
         self._waiting: deque[_Waiting] = deque()
@@ -79,10 +76,7 @@ class Writer:
     async def _commit(self, batch: list[_Waiting]) -> None:
         together = [record for records, _ in batch for record in records]
         try:
-            if isinstance(self._journal, Scribe):
-                outcomes = await self._journal.append(together)
-            else:
-                outcomes = await asyncio.to_thread(self._journal.append, together)
+            outcomes = await self._append(together)
         except Exception as error:
             for _, future in batch:
                 if not future.done():
