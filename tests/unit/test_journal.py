@@ -550,9 +550,9 @@ def test_a_writer_that_is_killed_leaves_no_batch_in_part(tmp_path: Path) -> None
         begin(writer)
         assert writer.stdout is not None
         printed += [writer.stdout.readline().strip() for _ in range(enough)]
+        writer.kill()
         rest = writer.stdout.read()  # likewise
         writer.communicate()
-        rest, _ = writer.communicate()
         printed += [line.strip() for line in rest.splitlines(keepends=True) if line.endswith("\n")]
     with closing(Journal(path)) as journal:
         sizes = Counter(uuid.rpartition("-")[0] for uuid in uuids(journal))
