@@ -54,7 +54,7 @@ types: setup ## Check types: mypy, strict
 check-all: lint types test ## Everything that needs no root
 
 peers: setup ## Hear the real programs that send events (root, on Debian; installs them)
-	@$(BIN)/pytest $(SIDE_BY_SIDE) -m peer $(PYTEST_ARGS)
+	@$(BIN)/pytest -m peer $(PYTEST_ARGS)
 
 lab: setup ## Repair real Debian hosts (root, on Debian; installs podman and what else it needs)
 	@sh tests/lab/image.sh
