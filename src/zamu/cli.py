@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             listing.show(options.command, state, options.since, as_json=options.json, follow=options.follow)
             return 0
         own = {"check": _check, "doctor": _doctor, "clock": _clock, "skip": _skip}
+        own |= dict.fromkeys(("approve", "deny", "close"), _answer)
         return own.get(options.command, _serve)(options, state)
     except ZamuError as error:
         print(f"zamu: {error}", file=sys.stderr)
@@ -84,6 +85,15 @@ def _parser() -> argparse.ArgumentParser:
     command = add("skip", "skip the next tick of a schedule")
     command.add_argument("name", metavar="NAME", help="the schedule, as `zamu clock` shows it")
     command.add_argument("--undo", action="store_true", help="do not skip it after all")
+    for name, text in (
+        ("approve", "have done what the guard asked you for"),
+        ("deny", "do not have done what the guard asked you for"),
+    ):
+        add(name, text).add_argument(
+            "number", type=int, metavar="RUN", help="the run, as `zamu runs` shows it"
+        )
+    command = add("close", "close the circuit breaker of an action that failed too often")
+    command.add_argument("playbook", metavar="ACTION", help="the playbook, as `zamu runs` shows it")
     command = add("doctor", "what is installed, reachable, configured; what is wrong")
     command.add_argument("--json", action="store_true", help="one JSON object a line")
     command.add_argument("--no-network", action="store_true", help="ask no host and no port")
@@ -96,6 +106,16 @@ def _doctor(options: argparse.Namespace, state: State) -> int:
 
     network, send = not options.no_network, options.send
     return examine.main(options.config, state, as_json=options.json, network=network, send=send)
+
+
+def _answer(options: argparse.Namespace, state: State) -> int:
+    from zamu import operator
+
+    if options.command == "close":
+        print(operator.close(state, options.playbook))
+    else:
+        print({"approve": operator.approve, "deny": operator.deny}[options.command](state, options.number))
+    return 0
 
 
 def _clock(options: argparse.Namespace, state: State) -> int:
@@ -126,7 +146,7 @@ def _check(options: argparse.Namespace, _: State) -> int:
 
 def _since(text: str) -> datetime:
     """A moment: so long ago, or an ISO time, which is local where it names no zone."""
-    from zamu.config import parse_duration
+    from zamu.section import parse_duration
 
     try:
         return datetime.now(UTC) - parse_duration(text)

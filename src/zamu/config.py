@@ -5,19 +5,15 @@ Every key has a default, so that no file at all is a valid configuration. A wron
 refused with its file, line, name and what is allowed.
 """
 
-import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
     model_validator,
 )
 
@@ -25,7 +21,9 @@ from zamu import documents
 from zamu.documents import line_of
 from zamu.errors import ConfigError
 from zamu.event import MAX_DEPTH, MAX_VALUES
-from zamu.secrets import VAULT_HEADER, Secret
+from zamu.policy import Guard
+from zamu.secrets import VAULT_HEADER
+from zamu.section import Duration, SecretReference, Section
 
 DEFAULT_FILE = Path("zamu.yml")
 #: The directory of this repository: its rulebooks, playbooks and inventory are what is used by default.
@@ -33,47 +31,17 @@ HOME = Path(__file__).resolve().parents[2]
 #: Keys that name a part of a house, each with the default of the directory of its name.
 _CONTENT = ("rulebooks", "event_sources", "event_filters", "playbooks", "inventory", "ansible_config")
 
-#: So long ago that nothing is older, and still a date.
-_LONGEST = timedelta(days=36_500)
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-
-
-def parse_duration(text: object) -> timedelta:
-    """`90s`, `10m`, `2h` or `7d`. Raises ValueError."""
-    match = re.fullmatch(r"(\d{1,9})([smhd])", str(text))
-    if match is None:
-        raise ValueError(f"{text!r} is not a duration; write for example 90s, 10m, 2h or 7d")
-    found = timedelta(**{_UNITS[match[2]]: int(match[1])})
-    if found > _LONGEST:
-        raise ValueError(f"{text!r} is too long; at most {_LONGEST.days}d")
-    return found
-
-
-def _secret(value: object, info: ValidationInfo) -> Secret:
-    if isinstance(value, Secret):
-        return value
-    if not isinstance(value, str):
-        raise ValueError("a secret is named as env:NAME or file:/path")
-    return Secret(value, (info.context or {}).get("vault_password"))
-
-
-type Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
-type SecretReference = Annotated[Secret, BeforeValidator(_secret)]
 type Urgency = Literal["low", "normal", "urgent"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
-
-class Tls(_Section):
+class Tls(Section):
     """A certificate with its chain, and its key, as PEM files."""
 
     certificate: Path
     key: Path
 
 
-class Intake(_Section):
+class Intake(Section):
     """The web server that all webhook sources share, and the journal behind it."""
 
     listen: str = Field("127.0.0.1:8470", pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")
@@ -88,7 +56,7 @@ class Intake(_Section):
         return host.strip("[]"), int(port)
 
 
-class Limits(_Section):
+class Limits(Section):
     """All that bounds what comes from outside. What happens beyond each: docs/reference/limits.md."""
 
     connections: int = Field(250, ge=10, le=50_000, description="at once")
@@ -115,7 +83,7 @@ class Limits(_Section):
         return self
 
 
-class Engine(_Section):
+class Engine(Section):
     """ansible-rulebook and the playbooks that it starts."""
 
     max_runs: int = Field(8, ge=1, le=100, description="playbooks at the same time")
@@ -128,39 +96,7 @@ class Engine(_Section):
     max_attempts: int = Field(3, ge=1, le=20, description="of a playbook that was killed")
 
 
-class Action(_Section):
-    """What the guard knows about one playbook."""
-
-    cooldown: Duration = timedelta(minutes=5)
-    target: list[str] = Field(
-        default_factory=list, description="variables that, beside the hosts, say what is acted upon"
-    )
-
-
-class Guard(_Section):
-    """Policy of the gate, matched by playbook. `actions` adds to what is built in."""
-
-    cooldown: Duration = timedelta(minutes=5)
-    actions: dict[str, Action] = Field(default_factory=dict)
-
-    built_in: ClassVar[dict[str, Action]] = {
-        "boma.zamu.restart_unit": Action(cooldown="10m", target=["restart_unit_name"]),
-        "boma.zamu.restart_demo_service": Action(cooldown="10s"),
-    }
-
-    def action(self, playbook: str) -> Action:
-        """The policy for one playbook, by the name that the ledger uses.
-
-        What `actions` leaves out is taken from what is built in, and else from the default.
-        """
-        known = self.built_in.get(playbook) or Action.model_construct(cooldown=self.cooldown, target=[])
-        wanted = self.actions.get(playbook)
-        if wanted is None:
-            return known
-        return known.model_copy(update={name: getattr(wanted, name) for name in wanted.model_fields_set})
-
-
-class Channel(_Section):
+class Channel(Section):
     """One way to the operator. The first that works takes a message; the next are its fallback."""
 
     name: str = Field(min_length=1, max_length=40)
@@ -168,13 +104,13 @@ class Channel(_Section):
     urgencies: tuple[Urgency, ...] = ("low", "normal", "urgent")
 
 
-class Notify(_Section):
+class Notify(Section):
     """Where notifications go. Without a channel they go to the console."""
 
     channels: list[Channel] = Field(default_factory=list)
 
 
-class Alarms(_Section):
+class Alarms(Section):
     """When intake tells that something is wrong with zamu itself."""
 
     engine_down: Duration = timedelta(minutes=5)
@@ -192,7 +128,7 @@ class Alarms(_Section):
         return free < self.disk_bytes or 100 * free / total < self.disk_percent
 
 
-class Config(_Section):
+class Config(Section):
     """All of zamu.yml. Paths are relative to the file, or to the working directory without one.
 
     What is not named is looked for there, too, and if it is not there either, zamu's own is used.

@@ -4,9 +4,10 @@
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from zamu.errors import ZamuError
@@ -24,11 +25,14 @@ _MENDS = {
 }
 
 
-def connect(path: Path, schema: str, version: int) -> sqlite3.Connection:
+def connect(
+    path: Path, schema: str, version: int, upgrades: Mapping[int, str] = MappingProxyType({})
+) -> sqlite3.Connection:
     """Open ``path``, creating it with ``schema`` when it is new.
 
     WAL mode with synchronous=FULL: what is committed survives a power cut (sqlite.org/wal.html).
     The file may be read and written by the group, so that intake and engine can be two users.
+    A file of an older version is brought up to date by `upgrades`: statements by the version that they need.
     Raises ZamuError when the file is damaged or was written by another version.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,10 +48,12 @@ def connect(path: Path, schema: str, version: int) -> sqlite3.Connection:
         with transaction(connection):
             found = connection.execute("PRAGMA user_version").fetchone()[0]
             if found == 0:
-                for statement in schema.split(";\n"):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version={version}")
-            elif found != version:
+                _execute(connection, schema, version)
+                found = version
+            while found in upgrades:
+                _execute(connection, upgrades[found], found + 1)
+                found += 1
+            if found != version:
                 raise ZamuError(
                     f"{path} has format {found}, and this zamu writes format {version}. "
                     "Use the zamu that wrote it, or move the file away to begin anew."
@@ -59,6 +65,12 @@ def connect(path: Path, schema: str, version: int) -> sqlite3.Connection:
             raise
         raise ZamuError(f"{path} cannot be opened: {error}. {mend(error)}") from error
     return connection
+
+
+def _execute(connection: sqlite3.Connection, script: str, version: int) -> None:
+    for statement in script.split(";\n"):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA user_version={version}")
 
 
 def mend(error: sqlite3.Error) -> str:
@@ -97,8 +109,10 @@ def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
 class Store:
     """One such file as an object. Safe to share between threads of one process."""
 
-    def __init__(self, path: Path, schema: str, version: int) -> None:
-        self._connection = connect(path, schema, version)
+    def __init__(
+        self, path: Path, schema: str, version: int, upgrades: Mapping[int, str] = MappingProxyType({})
+    ) -> None:
+        self._connection = connect(path, schema, version, upgrades)
         self._lock = threading.RLock()
 
     def close(self) -> None:

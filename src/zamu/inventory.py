@@ -7,7 +7,8 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,20 @@ _FQDN = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)+")
 
 @dataclass(frozen=True)
 class Inventory:
-    """Which hosts there are. `aliases` maps what an event may say to exactly one host."""
+    """Which hosts there are, and of which groups.
+
+    `aliases` maps what an event may say to exactly one host; `local` are the hosts that Ansible reaches
+    without a network.
+    """
 
     hosts: frozenset[str]
     aliases: dict[str, str]
+    groups: dict[str, frozenset[str]] = field(default_factory=dict)
+    local: frozenset[str] = frozenset()
+
+    def members(self, names: Iterable[str]) -> frozenset[str]:
+        """The hosts that are meant by names of hosts and of groups."""
+        return frozenset().union(*(self.groups.get(name, {name}) for name in names))
 
     def resolve(self, spoken: str) -> str | None:
         """The one host that `spoken` means, or None.
@@ -63,8 +74,8 @@ def _canonical(text: str) -> str:
     return _address(text) or text.rstrip(".").lower()
 
 
-def build(hostvars: dict[str, dict[str, Any]]) -> Inventory:
-    """Make an Inventory of each host's variables.
+def build(hostvars: dict[str, dict[str, Any]], groups: dict[str, frozenset[str]] | None = None) -> Inventory:
+    """Make an Inventory of each host's variables, and of the groups' hosts.
 
     A short name or address that would mean two hosts means none: an event that uses it gets no
     host, and nothing is done, rather than the wrong thing.
@@ -82,12 +93,14 @@ def build(hostvars: dict[str, dict[str, Any]]) -> Inventory:
     names = {**derived, **certain}
     aliases = {spoken: next(iter(hosts)) for spoken, hosts in names.items() if len(hosts) == 1}
     aliases.update({_canonical(host): host for host in hostvars})
-    return Inventory(frozenset(hostvars), aliases)
+    local = {host for host, variables in hostvars.items() if variables.get("ansible_connection") == "local"}
+    return Inventory(frozenset(hostvars), aliases, groups or {}, frozenset(local))
 
 
 def load(path: Path, environment: dict[str, str] | None = None) -> Inventory:
     """Read an inventory directory. Raises ConfigError like `variables`."""
-    return build(variables(path, environment))
+    listed = _listed(path, environment)
+    return build(_variables(listed), _groups(listed))
 
 
 def variables(path: Path, environment: dict[str, str] | None = None) -> dict[str, dict[str, Any]]:
@@ -95,6 +108,10 @@ def variables(path: Path, environment: dict[str, str] | None = None) -> dict[str
 
     Raises ConfigError when there is no such directory, or Ansible cannot read it.
     """
+    return _variables(_listed(path, environment))
+
+
+def _listed(path: Path, environment: dict[str, str] | None) -> dict[str, Any]:
     if path.is_file():
         raise ConfigError(
             f"The inventory {path} is a file. Name its directory instead: with a file the engine "
@@ -117,10 +134,24 @@ def variables(path: Path, environment: dict[str, str] | None = None) -> dict[str
     if answer.returncode != 0:
         reason = answer.stderr.strip().splitlines() or ["ansible-inventory failed without a word"]
         raise ConfigError(f"The inventory {path} cannot be read: {reason[-1]}")
-    listed = json.loads(answer.stdout)
+    listed: dict[str, Any] = json.loads(answer.stdout)
+    return listed
+
+
+def _variables(listed: dict[str, Any]) -> dict[str, dict[str, Any]]:
     hostvars: dict[str, dict[str, Any]] = dict(listed.get("_meta", {}).get("hostvars", {}))
     for group in listed.values():
         for host in group.get("hosts", []) if isinstance(group, dict) else []:
             hostvars.setdefault(host, {})
     # A host that is named like a group could not be limited to: Ansible would take the group.
     return {host: found for host, found in hostvars.items() if host not in listed}
+
+
+def _groups(listed: dict[str, Any]) -> dict[str, frozenset[str]]:
+    """The hosts of each group, with those of the groups in it."""
+
+    def hosts(name: str) -> frozenset[str]:
+        group = listed.get(name, {})
+        return frozenset(group.get("hosts", [])).union(*map(hosts, group.get("children", [])))
+
+    return {name: hosts(name) for name in listed if name != "_meta"}

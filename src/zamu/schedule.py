@@ -6,19 +6,18 @@ The source ticks by it, and the commands `zamu clock` and `zamu skip` show and c
 
 import asyncio
 import hashlib
-import heapq
 import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from itertools import chain, islice, pairwise, takewhile
+from itertools import islice, pairwise, takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
-from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from zamu.cron import Cron, zone
 from zamu.errors import ZamuError
 from zamu.event import timestamp
 from zamu.intake.options import Duration, Options, seconds
@@ -28,11 +27,8 @@ from zamu.intake.shelter import file_name
 GRACE = timedelta(minutes=1)
 #: Of one downtime, only the newest ticks are made up for.
 MOST_CAUGHT_UP = 1_000
-#: No clock is put forward or back by more, but across the date line.
-_SHIFT = timedelta(hours=3)
 #: Ticks in which `jitter` is held against the time between them.
 _SAMPLE = 100
-_FIELDS = 5
 
 
 def now() -> datetime:
@@ -63,72 +59,6 @@ def skips(path: Path) -> dict[str, list[str]]:
     return found
 
 
-class Cron:
-    """A cron expression in a time zone. All moments are UTC.
-
-    An expression that names hours names times of day, and each of these ticks once: one that the clocks
-    leave out ticks when they go on, and one that they show twice ticks the first time. An expression for
-    every hour ticks whenever the clocks show what it names.
-    """
-
-    def __init__(self, expression: str, zone: ZoneInfo) -> None:
-        """Raises ValueError for what is not cron, and for what never comes."""
-        self._expression, self._zone = expression, zone
-        if len(expression.split()) != _FIELDS:
-            raise ValueError(
-                f"cron: {expression!r} has not the five fields minute, hour, day, month, weekday"
-            )
-        try:
-            parsed = CronSim(expression, datetime(2024, 1, 1))
-            next(parsed)
-        except StopIteration:
-            raise ValueError(f"cron: {expression!r} never comes") from None
-        except (CronSimError, AssertionError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-            raise ValueError(f"cron: {expression!r} cannot be read: {error}") from None
-        self._every_hour = len(parsed.hours) == 24  # noqa: PLR2004 - hours of a day
-
-    def after(self, moment: datetime) -> Iterator[datetime]:
-        """The ticks later than a moment, from then on."""
-        return self._walk(moment, back=False)
-
-    def until(self, moment: datetime) -> Iterator[datetime]:
-        """The ticks that are not later than a moment, backwards."""
-        return self._walk(moment, back=True)
-
-    def _walk(self, moment: datetime, *, back: bool) -> Iterator[datetime]:
-        # cronsim tells what clocks show, without a zone: with one it loses ticks where the clocks are put
-        # forward by half an hour. What is shown later may come earlier, by what clocks are put back.
-        sign = -1 if back else 1
-        last = sign * moment.timestamp() - (0.000_001 if back else 0)
-        start = self._shown(moment.replace(microsecond=0)) - sign * _SHIFT
-        waiting: list[float] = []
-        for wall in chain(CronSim(self._expression, start, reverse=back), [None]):
-            while waiting:
-                first = datetime.fromtimestamp(sign * waiting[0], UTC)
-                if wall is not None and sign * (wall - self._shown(first)) <= _SHIFT:
-                    break
-                if heapq.heappop(waiting) > last:
-                    last = sign * first.timestamp()
-                    yield first
-            for found in self._moments(wall) if wall else []:
-                heapq.heappush(waiting, sign * found.timestamp())
-
-    def _shown(self, moment: datetime) -> datetime:
-        return moment.astimezone(self._zone).replace(tzinfo=None)
-
-    def _moments(self, wall: datetime) -> list[datetime]:
-        """When an expression ticks for a time that clocks show."""
-        first, second = (wall.replace(tzinfo=self._zone, fold=fold).astimezone(UTC) for fold in (0, 1))
-        if self._shown(first) == wall:
-            return [first, second] if self._every_hour and second != first else [first]
-        if self._every_hour:
-            return []
-        while self._shown(first) != wall:
-            wall += timedelta(minutes=1)
-            first = wall.replace(tzinfo=self._zone).astimezone(UTC)
-        return [first]
-
-
 class Tick(NamedTuple):
     """One tick: when it is scheduled, and when it is due by its jitter. Both UTC."""
 
@@ -144,18 +74,7 @@ class Missed(NamedTuple):
     left_out: bool
 
 
-def _zone(name: str) -> str:
-    try:
-        ZoneInfo(name)
-    except (OSError, ValueError, LookupError):
-        raise ValueError(
-            f"there is no time zone {name!r} on this machine; write one like Europe/Berlin "
-            "(Debian has them in the package tzdata)"
-        ) from None
-    return name
-
-
-type Zone = Annotated[str, AfterValidator(_zone)]
+type Zone = Annotated[str, AfterValidator(zone)]
 
 
 class Schedule(Options):

@@ -34,6 +34,8 @@ class State:
         self.engine_log = self.logs / "engine.log"
         #: What the gate has to know, written by the engine's supervisor.
         self.gate = self.engine / "gate.json"
+        #: Touched by intake whenever the monitoring's heartbeat comes.
+        self.heartbeat = root / "heartbeat"
         #: What intake knows to be wrong with zamu itself, and what was told of it.
         self.alarms = root / "alarms.json"
 

@@ -13,9 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from harness import ROOT
+from zamu.config import Config
 from zamu.event import Event, timestamp
-from zamu.gate.settings import Policy, Settings
+from zamu.gate.policy import Guard
+from zamu.gate.settings import Settings
+from zamu.inventory import Inventory
 from zamu.journal import Outcome, Record
 from zamu.journal.sqlite import Journal
 from zamu.ledger import Intent
@@ -67,8 +72,11 @@ def by_thread(journal: Journal) -> Callable[[Sequence[Record]], Awaitable[list[O
     return partial(asyncio.to_thread, journal.append)
 
 
-def gate_settings(directory: Path, **fields: Any) -> Settings:
-    """The gate's settings for a state directory of the test's own, with hosts web1 and web2."""
+def gate_settings(directory: Path, guard: dict[str, Any] | None = None, **fields: Any) -> Settings:
+    """The gate's settings for a state directory of the test's own, with hosts web1 and web2.
+
+    `guard` is the section of zamu.yml.
+    """
     inventory = directory / "inventory"
     inventory.mkdir(exist_ok=True)
     (inventory / "hosts.yml").write_text(json.dumps({"all": {"hosts": {"web1": {}, "web2": {}}}}))
@@ -81,11 +89,12 @@ def gate_settings(directory: Path, **fields: Any) -> Settings:
         "root": str(directory),
         "inventory": str(inventory),
         "inventory_stamp": stamp(inventory),
-        "hosts": ["web1", "web2"],
+        "found": Inventory(frozenset({"web1", "web2"}), {}),
         "ansible_playbook": str(Path(sys.executable).with_name("ansible-playbook")),
         "environment": {},
-        "policies": {},
-        "default_policy": Policy(300.0, []),
+        "guard": msgspec.convert(
+            Config.model_validate({"root": directory, "guard": guard or {}}).guard.as_told(), Guard
+        ),
         "max_depth": 3,
         "max_attempts": 2,
         "run_timeout": 60.0,

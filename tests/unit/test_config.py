@@ -10,8 +10,9 @@ from ansible.parsing.vault import VaultLib, VaultSecret
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zamu.config import HOME, Config, Limits, load, parse_duration
+from zamu.config import HOME, Config, Limits, load
 from zamu.errors import ConfigError
+from zamu.section import parse_duration
 
 CLEAR = "hunter2-in-the-clear"
 

@@ -9,10 +9,11 @@ again, and what never reaches the gate becomes a failed run in the ledger.
 import asyncio
 import dataclasses
 import logging
+import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from copy import copy
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 from ansible_rulebook.action.control import Control
 from ansible_rulebook.action.metadata import Metadata
@@ -25,8 +26,10 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from zamu.doorbell import ring
 from zamu.engine import swap
 from zamu.event import printable
-from zamu.gate.door import intent_of, metas
-from zamu.gate.settings import ACTION_KEY, RECORDED
+from zamu.gate.door import announce, intent_of, metas, see_through, understand
+from zamu.gate.guard import Guard
+from zamu.gate.inert import plain
+from zamu.gate.settings import ACTION_KEY, NO_HOST, RECORDED, TELLING, load
 from zamu.ledger import Intent
 from zamu.ledger.sqlite import Ledger
 from zamu.state import State
@@ -63,11 +66,39 @@ class _Audit:
 
 
 class _RunPlaybook(RunPlaybook):  # type: ignore[misc]
-    """The engine's action, which does not take a value that is missing for one that is there."""
+    """The engine's action, which does not take a value that is missing for one that is there.
+
+    The guard is asked here first: what it does not allow, and what only tells, starts no process.
+    """
+
+    ledger: ClassVar[Ledger]
 
     def __init__(self, metadata: Metadata, control: Control, **arguments: Any) -> None:
         _all_defined(arguments)
         super().__init__(metadata, control, **arguments)
+
+    async def __call__(self) -> None:
+        if await asyncio.to_thread(self._is_answered):
+            shutil.rmtree(self.private_data_dir)
+            await self.helper.send_status({"rc": RECORDED})
+        else:
+            await super().__call__()
+
+    def _is_answered(self) -> bool:
+        settings = load()
+        try:
+            variables = plain(self.helper.collect_extra_vars(self.action_args.get("extra_vars", {})))
+            hosts = sorted(set(self.helper.control.hosts) - {NO_HOST})
+            intent = understand(settings, variables, hosts)
+        except Exception:  # the gate says what it does not understand
+            return False
+        if intent.playbook in TELLING:
+            see_through(settings, self.ledger, intent)
+            return True
+        run = self.ledger.answered(intent, Guard(intent, settings).judge)
+        if run is not None:
+            announce(settings, self.ledger, run)
+        return run is not None
 
 
 def _all_defined(value: Any, name: str = "") -> None:
@@ -90,7 +121,7 @@ def see_actions_through(state: State) -> None:
     own: _Call = RuleSetRunner._call_action  # the engine has no public place for it
     if getattr(own, "by_zamu", False):
         return
-    ledger = Ledger(state.ledger)
+    _RunPlaybook.ledger = ledger = Ledger(state.ledger)
     judged = swap.load(state).judged
 
     async def call(

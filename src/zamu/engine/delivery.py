@@ -197,6 +197,7 @@ class _Delivery:
     async def _deliver(self, offset: int, event: Event) -> None:
         # The engine drops its source's own name in; feedback is matched by it.
         event["meta"]["source"].pop("name", None)
+        event["meta"]["offset"] = offset
         await self._queue.put(event)
         waited_for_room = True
         while waited_for_room:

@@ -11,17 +11,20 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from zamu import inventory, processes
 from zamu.ansible import ansible_environment
 from zamu.changes import changes, stamp
 from zamu.config import Config
 from zamu.doorbell import Doorbell, ring
-from zamu.engine import launch, swap
+from zamu.engine import holding, launch, swap
 from zamu.engine.compose import compose
 from zamu.errors import ZamuError
 from zamu.event import now
 from zamu.gate import settings as gate
 from zamu.gate.door import see_through
+from zamu.gate.policy import Guard
 from zamu.journal.sqlite import Journal
 from zamu.keep import keep_running
 from zamu.ledger import Intent, Message
@@ -67,7 +70,7 @@ class Supervisor:
         self._journal.subscribe(self._rulebooks.consumers)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(keep_running(self._run, failed=self._say_down, well=_WELL))
-            for task in (self._resume_killed, self._watch_rulebooks):
+            for task in (self._resume_killed, self._watch_rulebooks, self._look_after_held):
                 tasks.create_task(keep_running(task, failed=self._say_disturbed))
 
     def _end_leftover(self) -> None:
@@ -84,21 +87,15 @@ class Supervisor:
         config, state = self._config, self._state
         environment = ansible_environment(config, state)
         found = inventory.load(config.inventory, environment)
-        names = {*config.guard.built_in, *config.guard.actions}
-        policies = {name: config.guard.action(name) for name in names}
         settings = gate.Settings(
             state=str(state.root),
             root=str(config.root),
             inventory=str(config.inventory),
             inventory_stamp=stamp(config.inventory),
-            hosts=sorted(found.hosts),
+            found=found,
             ansible_playbook=str(Path(sys.executable).with_name("ansible-playbook")),
             environment=environment,
-            policies={
-                name: gate.Policy(action.cooldown.total_seconds(), action.target)
-                for name, action in policies.items()
-            },
-            default_policy=gate.Policy(config.guard.cooldown.total_seconds(), []),
+            guard=msgspec.convert(config.guard.as_told(), Guard),
             max_depth=config.engine.max_depth,
             max_attempts=config.engine.max_attempts,
             run_timeout=config.engine.run_timeout.total_seconds(),
@@ -195,6 +192,12 @@ class Supervisor:
         self._rulebooks = new
         self._journal.subscribe(new.consumers)
         log.info("The changed rulebooks are used from now on.")
+
+    async def _look_after_held(self) -> None:
+        held = holding.Holding(self._state, self._journal, self._ledger)
+        while True:
+            await asyncio.sleep(holding.EVERY)
+            await asyncio.to_thread(held.look, self._settings)
 
     async def _watch_rulebooks(self) -> None:
         """Check rulebooks that were changed, and have the good ones taken over."""

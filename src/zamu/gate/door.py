@@ -22,9 +22,10 @@ from zamu import processes
 from zamu.doorbell import ring
 from zamu.errors import ZamuError
 from zamu.event import printable
-from zamu.gate import guard, inert
+from zamu.gate import inert
+from zamu.gate.guard import Guard
 from zamu.gate.settings import ACTION_KEY, NO_HOST, RECORDED, TELLING, Settings, load
-from zamu.ledger import Intent, Message, Run, Status
+from zamu.ledger import Answer, Intent, Message, Run, Status, Verdict
 from zamu.ledger.sqlite import Ledger
 from zamu.state import State
 
@@ -60,7 +61,8 @@ def _pass(settings: Settings, arguments: list[str]) -> int:
         except Exception as error:  # whatever it is that we do not understand, it does not run
             intent = _unreadable(arguments)
             reason = f"not understood: {printable(error)}"
-            ledger.claim(intent, processes.identity(), attempts=1, refuse=lambda _: reason)
+            verdict = Verdict(Answer.DENY, reason)
+            ledger.claim(intent, processes.identity(), attempts=1, judge=lambda *_: verdict)
             ring(state.bells, "ledger")
             print(f"zamu: {reason}", file=sys.stderr)
             return RECORDED
@@ -71,21 +73,39 @@ def _pass(settings: Settings, arguments: list[str]) -> int:
 
 def see_through(settings: Settings, ledger: Ledger, intent: Intent) -> Run:
     """Have `intent` done once: begin its run, or wait for the one that there is; returns its end."""
-    refusal = guard.refuse(intent, settings)
+    guard = Guard(intent, settings)
     while True:
         run, ours = ledger.claim(
             intent,
             processes.identity(),
             attempts=settings.max_attempts,
-            refuse=lambda history: refusal or guard.refuse_now(intent, settings, history),
+            judge=guard.judge,
         )
-        ring(State(Path(settings.state)).bells, "ledger")
+        announce(settings, ledger, run)
         if ours:
             _begin(settings, ledger, run)
-        elif run.ended:
+        elif run.ended or run.held:
             return run
         else:
             _wait_for(run.process)
+
+
+def announce(settings: Settings, ledger: Ledger, run: Run) -> None:
+    """Let everybody know of a run that was answered; the operator when an answer is wanted."""
+    bells = State(Path(settings.state)).bells
+    if run.status is Status.ASKED:
+        intent = run.intent
+        said = f"{intent.rule} ({intent.ruleset}) wants it."
+        ledger.tell(
+            Message.of(
+                f"May {intent.playbook} run on {', '.join(intent.hosts)}?",
+                f"{said}\n`zamu approve {run.number}` has it done, `zamu deny {run.number}` does not.",
+                "urgent",
+            ),
+            origin=f"asked {run.id}",
+        )
+        ring(bells, "outbox")
+    ring(bells, "ledger")
 
 
 def _begin(settings: Settings, ledger: Ledger, run: Run) -> None:
@@ -134,17 +154,40 @@ def _read(settings: Settings, arguments: list[str]) -> Intent:
     call = parser.parse_args(arguments)
     if len(call.variables) != 1 or not call.variables[0].startswith("@"):
         raise ZamuError("The gate wants exactly one file of variables.")
-    variables = inert.read(Path(call.variables[0][1:]).read_text())
+    hosts = sorted({host for host in call.limit.split(",") if host and host != NO_HOST})
+    return understand(settings, inert.read(Path(call.variables[0][1:]).read_text()), hosts)
+
+
+def understand(settings: Settings, variables: dict[str, Any], hosts: list[str]) -> Intent:
+    """What is wanted by a composed rulebook's variables. Raises an error of any kind when it is nothing."""
     action = variables.pop(ACTION_KEY, None)
     told = variables.get("ansible_eda")
     if not isinstance(action, dict) or not isinstance(told, dict):
         raise ZamuError("This playbook was not started by a rulebook that zamu composed.")
-    hosts = sorted({host for host in call.limit.split(",") if host and host != NO_HOST})
-    events = metas(told["events"].values() if "events" in told else [told.get("event")])
+    matched = list(told["events"].values()) if "events" in told else [told.get("event")]
+    events = metas(matched)
     said = {name: value for name, value in variables.items() if name != "ansible_eda"}
     intent = intent_of(events, told, action, said, hosts)
-    target = [variables.get(name) for name in settings.policy(intent.playbook).target]
-    return replace(intent, variables=variables, target=digest([hosts, target]))
+    target = [variables.get(name) for name in settings.guard.target_of(intent.playbook)]
+    return replace(
+        intent,
+        variables=variables,
+        target=digest([hosts, target]),
+        severity=_severity(matched),
+        offsets=[int(event["offset"]) for event in events if "offset" in event],
+    )
+
+
+def _severity(matched: list[Any]) -> str:
+    """What the alerts among some events say of their severity, if they all say the same."""
+    found = {
+        str(event["alert"]["labels"].get("severity", ""))
+        for event in matched
+        if isinstance(event, dict)
+        and isinstance(event.get("alert"), dict)
+        and isinstance(event["alert"].get("labels"), dict)
+    }
+    return found.pop() if len(found) == 1 else ""
 
 
 def intent_of(

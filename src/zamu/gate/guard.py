@@ -1,63 +1,193 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guard: may this be done, to these hosts, now? It answers with a reason when it may not."""
+"""The guard: may this be done, to these hosts, now? It answers allow, deny, ask or later, with a reason."""
 
 import re
+from collections.abc import Iterator
 from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
 
+from zamu.cron import Cron
 from zamu.errors import ZamuError
 from zamu.event import now, printable
+from zamu.gate import surroundings
 from zamu.gate.settings import NO_HOST, TELLING, Settings
-from zamu.ledger import Intent
+from zamu.ledger import Answer, Intent, Verdict
 from zamu.ledger.sqlite import Ledger
 
 # Everything else in a name could be read as a pattern by Ansible.
 _EXACT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
+#: When to ask again where no clock says when the answer will be another.
+_SOON = timedelta(seconds=30)
 
 
-def refuse(intent: Intent, settings: Settings) -> str | None:
-    """Why `intent` may never be done as it stands, as a sentence; None when it may.
+class Guard:
+    """The guard of one intent.
 
-    It may have to read the inventory, which takes its time.
+    What history cannot change is judged at once, and may take its time: the inventory may have to be
+    read, or Alertmanager be asked. What was done before is judged by `judge`, inside the ledger's
+    transaction, so that two requests cannot both be allowed by it.
     """
-    if intent.playbook in TELLING:
-        return None  # it needs no host, and nothing follows from it
-    if intent.depth >= settings.max_depth:
-        return (
-            f"This would be run {intent.depth + 1} in a chain of runs that set each other off; "
-            f"at most {settings.max_depth} may follow each other."
+
+    def __init__(self, intent: Intent, settings: Settings) -> None:
+        self._intent = intent
+        self._settings = settings
+        self._foreseen: Verdict | None = None
+        if intent.playbook in TELLING:
+            return  # it needs no host, and nothing follows from it
+        try:
+            self._inventory = settings.known()
+            self._policy = settings.guard.policy_for(intent, self._inventory)
+            self._foreseen = next(self._foresee(), None)
+        except ZamuError as error:
+            self._foreseen = _deny(printable(error))
+
+    def judge(self, history: Ledger, approved: bool) -> Verdict:
+        """The answer. `approved` says that the operator has allowed what the guard asked for."""
+        if self._foreseen is not None:
+            return self._foreseen
+        if self._intent.playbook in TELLING:
+            return Verdict(Answer.ALLOW)
+        dry = bool(self._policy.dry_run)
+        ask = self._policy.trust == "propose" and not dry and not approved
+        return next(self._judge(history), None) or (
+            Verdict(Answer.ASK, "It waits for the operator's approval.")
+            if ask
+            else Verdict(Answer.ALLOW, dry=dry)
         )
-    return _hosts(intent, settings)
+
+    def _foresee(self) -> Iterator[Verdict]:
+        yield from self._depth()
+        yield from self._targets()
+        if self._policy.trust == "observe":
+            hosts = ", ".join(self._intent.hosts)
+            yield _deny(f"observed only: {self._intent.playbook} would have been run on {hosts}.")
+        yield from self._window()
+        moment = datetime.fromisoformat(now())
+        blind = not self._policy.while_blind and surroundings.blind(self._settings)
+        if blind:
+            yield _later(blind, moment + _SOON)
+        unwell = surroundings.too_few_are_well(self._intent.hosts, self._settings, self._inventory)
+        if unwell:
+            yield _later(unwell, moment + _SOON)
+
+    def _judge(self, history: Ledger) -> Iterator[Verdict]:
+        moment = datetime.fromisoformat(now())
+        yield from self._storm(history, moment)
+        yield from self._busy(history, moment)
+        yield from self._cooldown(history, moment)
+        yield from self._budget(history, moment)
+        yield from self._breaker(history, moment)
+
+    def _depth(self) -> Iterator[Verdict]:
+        depth, most = self._intent.depth, self._settings.max_depth
+        if depth >= most:
+            yield _deny(
+                f"This would be run {depth + 1} in a chain of runs that set each other off; "
+                f"at most {most} may follow each other."
+            )
+
+    def _targets(self) -> Iterator[Verdict]:
+        hosts, guard, policy = self._intent.hosts, self._settings.guard, self._policy
+        if not hosts or hosts == [NO_HOST]:
+            yield _deny("no inventory host: the event names none that the inventory knows.")
+        untouchable = self._inventory.members(guard.never_touch)
+        control_nodes = (
+            self._inventory.local
+            if guard.control_nodes is None
+            else self._inventory.members(guard.control_nodes)
+        )
+        for host in hosts:
+            if not _EXACT.fullmatch(host):
+                yield _deny(f"{printable(host)!r} is not a plain host name.")
+            elif host not in self._inventory.hosts:
+                yield _deny(f"no inventory host: {printable(host)!r} is not in the inventory.")
+            elif host in untouchable:
+                yield _deny(f"never touch: {host} is named by guard.never_touch.")
+            elif host in control_nodes and not policy.control_node:
+                yield _deny(
+                    f"control node: {host} is one, and no policy lets {self._intent.playbook} act on it."
+                )
+        if policy.max_hosts is not None and len(hosts) > policy.max_hosts:
+            yield _deny(f"too many hosts: {len(hosts)} at once, and at most {policy.max_hosts} are expected.")
+
+    def _window(self) -> Iterator[Verdict]:
+        if self._policy.window is None:
+            return
+        window, moment = self._settings.guard.windows[self._policy.window], datetime.fromisoformat(now())
+        cron = Cron(window.cron, ZoneInfo(window.timezone))
+        opened = next(cron.until(moment), None)
+        if opened is None or moment >= opened + window.duration:
+            yield _later(f"The window {self._policy.window} is closed.", next(cron.after(moment)))
+
+    def _storm(self, history: Ledger, moment: datetime) -> Iterator[Verdict]:
+        storm = self._settings.guard.storm
+        began = history.storm()
+        if began is None and history.wanted_since(moment - storm.within, TELLING) >= storm.actions:
+            history.begin_storm(moment)
+            began = moment
+        if began is not None:
+            yield _later(
+                f"storm: {storm.actions} actions or more were wanted within {storm.within}; it is waited "
+                "until it is over.",
+                moment + storm.calm,
+            )
+
+    def _busy(self, history: Ledger, moment: datetime) -> Iterator[Verdict]:
+        busy = {host: run.intent.playbook for run in history.active() for host in run.intent.hosts}
+        for host in self._intent.hosts:
+            if host in busy:
+                yield _later(f"busy: {busy[host]} runs on {host}.", moment + _SOON)
+        for name, group in self._settings.guard.groups.items():
+            hosts = self._inventory.members([name])
+            if group.concurrency is None or hosts.isdisjoint(self._intent.hosts):
+                continue
+            at_once = sorted(hosts.intersection([*busy, *self._intent.hosts]))
+            if len(at_once) > group.concurrency:
+                yield _later(
+                    f"busy: of the group {name} at most {group.concurrency} may be acted upon at a time, and "
+                    f"with this it were {', '.join(at_once)}.",
+                    moment + _SOON,
+                )
+
+    def _cooldown(self, history: Ledger, moment: datetime) -> Iterator[Verdict]:
+        cooldown, playbook = self._policy.cooldown, self._intent.playbook
+        for last in history.acted(playbook, self._intent.target):
+            if cooldown is not None and moment < last + cooldown:
+                ago = (moment - last).total_seconds()
+                yield _later(f"cooldown: {playbook} acted here {ago:.0f} s ago.", last + cooldown)
+
+    def _budget(self, history: Ledger, moment: datetime) -> Iterator[Verdict]:
+        budget, playbook = self._policy.budget, self._intent.playbook
+        if budget is None:
+            return
+        # A clock that was set back leaves runs in the future. They count, too.
+        spent = [
+            at
+            for at in history.acted(playbook, self._intent.target, budget.runs)
+            if at > moment - budget.within
+        ]
+        if len(spent) >= budget.runs:
+            yield _later(
+                f"budget: {playbook} acted here {len(spent)} times within {budget.within}.",
+                spent[-1] + budget.within,
+            )
+
+    def _breaker(self, history: Ledger, moment: datetime) -> Iterator[Verdict]:
+        breaker, playbook = self._policy.breaker, self._intent.playbook
+        if breaker is None:
+            return
+        failed = history.failures_in_a_row(playbook, breaker.failures)
+        if len(failed) >= breaker.failures and moment < failed[0] + breaker.closes_after:
+            yield _later(
+                f"circuit breaker: {playbook} failed {len(failed)} times in a row; "
+                f"`zamu close {playbook}` lets it be tried before.",
+                failed[0] + breaker.closes_after,
+            )
 
 
-def refuse_now(intent: Intent, settings: Settings, ledger: Ledger) -> str | None:
-    """Why `intent` may not be done now, judged by what was done before.
-
-    Called inside the ledger's `claim`, so that this history cannot change meanwhile.
-    """
-    if intent.playbook in TELLING:
-        return None
-    cooldown = timedelta(seconds=settings.policy(intent.playbook).cooldown)
-    last = ledger.last_of(intent.playbook, intent.target)
-    if last is None:
-        return None
-    again = datetime.fromisoformat(last.created_at) + cooldown
-    moment = datetime.fromisoformat(now())
-    if moment >= again:
-        return None
-    ago = int((moment - again + cooldown).total_seconds())
-    return f"cooldown: {intent.playbook} acted here {ago} s ago and may act again at {again:%H:%M:%S} UTC."
+def _deny(reason: str) -> Verdict:
+    return Verdict(Answer.DENY, reason)
 
 
-def _hosts(intent: Intent, settings: Settings) -> str | None:
-    if not intent.hosts or intent.hosts == [NO_HOST]:
-        return "no inventory host: the event names none that the inventory knows."
-    try:
-        known = settings.known_hosts()
-    except ZamuError as error:
-        return printable(error)
-    for host in intent.hosts:
-        if not _EXACT.fullmatch(host):
-            return f"{printable(host)!r} is not a plain host name."
-        if host not in known:
-            return f"no inventory host: {printable(host)!r} is not in the inventory."
-    return None
+def _later(reason: str, until: datetime) -> Verdict:
+    return Verdict(Answer.LATER, f"{reason} It is looked at again at {until:%Y-%m-%d %H:%M:%S} UTC.", until)

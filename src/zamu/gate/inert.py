@@ -5,6 +5,7 @@ ansible-core trusts an extra-vars file as templates, and the engine writes what 
 file. Here every string is tagged `!unsafe`, Ansible's own mark for text that is never a template.
 """
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,12 @@ def read(text: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError("the variables are not a mapping")
     found: dict[str, Any] = _joined(data)
+    return found
+
+
+def plain(variables: Any) -> dict[str, Any]:
+    """Variables that were not written yet, as `read` would give them. Raises ValueError."""
+    found: dict[str, Any] = _joined(json.loads(json.dumps(variables, default=dict)))
     return found
 
 

@@ -12,6 +12,8 @@ import msgspec
 from zamu import inventory
 from zamu.changes import stamp
 from zamu.errors import ZamuError
+from zamu.gate.policy import Guard
+from zamu.inventory import Inventory
 from zamu.state import State, write_atomically
 
 #: Names the file in the engine's environment.
@@ -27,13 +29,6 @@ TELLING = frozenset({"boma.zamu.notify"})
 RECORDED = 3
 
 
-class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The guard's policy for one playbook."""
-
-    cooldown: float
-    target: list[str]
-
-
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Paths are absolute, times are seconds."""
 
@@ -41,25 +36,20 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     root: str
     inventory: str
     inventory_stamp: str
-    hosts: list[str]
+    found: Inventory
     ansible_playbook: str
     environment: dict[str, str]
-    policies: dict[str, Policy]
-    default_policy: Policy
+    guard: Guard
     max_depth: int
     max_attempts: int
     run_timeout: float
 
-    def policy(self, playbook: str) -> Policy:
-        """The guard's policy for a playbook by its name."""
-        return self.policies.get(playbook, self.default_policy)
-
-    def known_hosts(self) -> frozenset[str]:
-        """The inventory's hosts; read anew when a file of the inventory has changed."""
+    def known(self) -> Inventory:
+        """The inventory; read anew when a file of it has changed. Raises ConfigError."""
         path = Path(self.inventory)
         if stamp(path) == self.inventory_stamp:
-            return frozenset(self.hosts)
-        return inventory.load(path, self.environment).hosts
+            return self.found
+        return inventory.load(path, self.environment)
 
     def playbook_environment(self) -> dict[str, str]:
         """The environment of a playbook: ours, without what ansible-runner put into it.

@@ -12,7 +12,7 @@ from zamu import processes
 from zamu.doorbell import ring
 from zamu.gate import inert
 from zamu.gate.settings import Settings, load
-from zamu.ledger import Run, Status
+from zamu.ledger import Run, Status, TaskResult
 from zamu.ledger.sqlite import Ledger, killed
 from zamu.state import State
 
@@ -35,7 +35,7 @@ def main(run_id: str) -> int:
         status, reason = _judge(ledger, settings, run, code)
     except OSError as error:
         status, reason = Status.FAILED, f"Ansible could not be started: {error}."
-    verified = status is Status.SUCCESSFUL
+    verified = None if run.dry else status is Status.SUCCESSFUL
     ledger.finish(run_id, status, verified=verified, reason=reason)
     ring(state.bells, "ledger")
     return 0
@@ -47,8 +47,9 @@ def _play(settings: Settings, run: Run) -> int | None:
         file.write(inert.write(run.intent.variables))
         file.flush()
         where = ["-i", settings.inventory, "--limit", ",".join(run.intent.hosts)]
+        how = ["--check", "--diff"] if run.dry else []
         with subprocess.Popen(
-            [settings.ansible_playbook, *where, "-e", f"@{file.name}", run.intent.path],
+            [settings.ansible_playbook, *where, *how, "-e", f"@{file.name}", run.intent.path],
             stdin=subprocess.DEVNULL,
             env={**os.environ, "ZAMU_RUN_ID": run.id},
             preexec_fn=processes.die_with_parent(signal.SIGKILL),  # noqa: PLW1509 - no threads here
@@ -62,15 +63,16 @@ def _play(settings: Settings, run: Run) -> int | None:
 
 def _judge(ledger: Ledger, settings: Settings, run: Run, code: int | None) -> tuple[Status, str | None]:
     if code is None:
-        return (Status.FAILED, f"The playbook took longer than {settings.run_timeout:.0f} s and was ended.")
+        return Status.FAILED, f"The playbook took longer than {settings.run_timeout:.0f} s and was ended."
     if code < 0 or code == _ANSIBLE_INTERRUPTED:
         return killed(run, settings.max_attempts)
     results = ledger.tasks(run.id)
+    return _judge_dry(run, results, code) if run.dry else _judge_real(run, results, code)
+
+
+def _judge_real(run: Run, results: list[TaskResult], code: int) -> tuple[Status, str | None]:
     if code != 0:
-        bad = next((one for one in results if one.status in {"failed", "unreachable"}), None)
-        if bad is None:
-            return Status.FAILED, f"ansible-playbook ended with {code}; see logs/run-{run.id}.log."
-        return Status.FAILED, f"{bad.task} ({bad.host}): {bad.text}"
+        return Status.FAILED, _failure(results) or _ended(run, code)
     checked = {one.host for one in results if one.role.startswith("verify_") and one.status == "ok"}
     missing = [host for host in run.intent.hosts if host not in checked]
     if missing:
@@ -79,6 +81,25 @@ def _judge(ledger: Ledger, settings: Settings, run: Run, code: int | None) -> tu
             "checked the outcome there."
         )
     return Status.SUCCESSFUL, None
+
+
+def _judge_dry(run: Run, results: list[TaskResult], code: int) -> tuple[Status, str | None]:
+    """Nothing was done, so that nothing can be verified, and a role that tries says nothing."""
+    done = [one for one in results if not one.role.startswith("verify_")]
+    failure = _failure(done) if done else _ended(run, code)
+    if failure:
+        return Status.FAILED, f"Dry run. {failure}"
+    would = [f"{one.task} ({one.host})" for one in done if one.changed]
+    return Status.SUCCESSFUL, f"Dry run. It would have done: {', '.join(would) or 'nothing'}."
+
+
+def _failure(results: list[TaskResult]) -> str | None:
+    bad = next((one for one in results if one.status in {"failed", "unreachable"}), None)
+    return None if bad is None else f"{bad.task} ({bad.host}): {bad.text}"
+
+
+def _ended(run: Run, code: int) -> str:
+    return f"ansible-playbook ended with {code}; see logs/run-{run.id}.log."
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from zamu.config import parse_duration
 from zamu.errors import ConfigError
 from zamu.event import printable
+from zamu.section import parse_duration
 
 
 def _duration(text: str) -> str:

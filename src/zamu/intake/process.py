@@ -16,11 +16,13 @@ from zamu.doorbell import ring
 from zamu.errors import ZamuError
 from zamu.intake.host import host
 from zamu.intake.hosting import Hosting
+from zamu.intake.returning import put_back
 from zamu.intake.shelter import Shelter
 from zamu.intake.watch import Watch
 from zamu.journal.scribe import Scribe
 from zamu.journal.sqlite import Journal
 from zamu.journal.writer import Writer
+from zamu.keep import keep_running
 from zamu.rulebooks import Rulebooks, Source
 from zamu.state import State
 from zamu.web import Route, Server
@@ -81,6 +83,7 @@ class Intake:
                 tasks.create_task(self._refresh_inventory())
                 tasks.create_task(self._prune())
                 tasks.create_task(watch.run())
+                tasks.create_task(keep_running(self._put_back, failed=self._say_disturbed))
                 tasks.create_task(self._follow_rulebooks(hosting))
                 self._state.say("intake", state="ready", port=self._server.port, sources=self._troubles)
         finally:
@@ -91,6 +94,12 @@ class Intake:
     async def _host(self, source: Source) -> None:
         lent = Shelter(self._server, self._state.tokens, self._state.memories, self._config.vault_password)
         await host(source, self._config, self._writer, lambda: self._inventory, lent, self._said)
+
+    async def _put_back(self) -> None:
+        await put_back(self._state, self._journal, self._writer)
+
+    def _say_disturbed(self, error: BaseException, pause: float) -> None:
+        log.warning("Putting events back was disturbed, and goes on in %.0f s: %s", pause, error)
 
     async def _follow_rulebooks(self, hosting: Hosting) -> None:
         """Host what the rulebooks name after a change. Of a broken one the engine's side tells."""

@@ -101,6 +101,9 @@ def record(source: str, event: Event) -> Record:
     whole = {**event}
     meta = {**whole.pop("meta")}
     uuid, identity, reason = meta.pop("uuid", None), meta.pop("identity", None), meta.pop("unreadable", None)
+    known = None if identity is None else _identity(identity)
+    if known is not None:  # so that it can be seen later whether it is still as the event says
+        meta["subject"] = {"key": known.key, "state": known.state}
     # The uuid stands last: with an identity it depends on what the journal holds.
     meta["uuid"] = 0
     whole["meta"] = meta
@@ -108,7 +111,7 @@ def record(source: str, event: Event) -> Record:
         source=source,
         received_at=meta["received_at"],
         uuid=None if uuid is None else clean_text(str(uuid)),
-        identity=None if identity is None else _identity(identity),
+        identity=known,
         unreadable=None if reason is None else clean_text(str(reason)),
         head=encoded(whole, _ENVELOPE).removesuffix(_UNKNOWN),
     )

@@ -193,6 +193,32 @@ class Journal(Store):
             )
         return [_entry(row, consumers) for row in rows]
 
+    def event(self, offset: int) -> tuple[str, Event] | None:
+        """A stored event with its source; None when it was removed."""
+        row = self._row("SELECT source, body FROM events WHERE offset = ?", offset)
+        return None if row is None else (row["source"], json.loads(row["body"]))
+
+    def holds(self, offset: int) -> bool:
+        """Whether a thing is still as its event says. What does not last holds while its event is kept."""
+        row = self._row(
+            "SELECT body ->> '$.meta.subject.state' AS said, (SELECT state FROM states s WHERE "
+            "s.source = e.source AND s.key = e.body ->> '$.meta.subject.key') AS found "
+            "FROM events e WHERE offset = ?",
+            offset,
+        )
+        return row is not None and (row["said"] is None or row["said"] == row["found"])
+
+    def causes(self, since: datetime, limit: int) -> list[tuple[str, int]]:
+        """Of which hosts most firing alerts told since a moment, with a name and their number."""
+        rows = self._rows(
+            "SELECT coalesce(body ->> '$.meta.hosts[0]', body ->> '$.alert.labels.instance', '?') AS host, "
+            "min(body ->> '$.alert.labels.alertname') AS name, count(*) AS count FROM events "
+            "WHERE offset > ? AND body ->> '$.alert.status' = 'firing' "
+            "GROUP BY host ORDER BY count DESC LIMIT ?",
+            *(self.before(since), limit),
+        )
+        return [(f"{row['host']} ({row['name']})", int(row["count"])) for row in rows]
+
     def before_last(self, count: int) -> int:
         """The offset after which the last `count` events come; 0 when there are not so many."""
         row = self._row("SELECT offset FROM events ORDER BY offset DESC LIMIT 1 OFFSET ?", count)

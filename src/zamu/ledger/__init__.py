@@ -6,7 +6,8 @@ playbook and variables); `claim` lets one process at a time work on a key, and n
 run of it has ended, unless the playbook itself was killed.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -17,6 +18,7 @@ class Status(StrEnum):
     """What became of a run."""
 
     WAITING = "waiting"
+    ASKED = "asked"
     DEFERRED = "deferred"
     RUNNING = "running"
     SUCCESSFUL = "successful"
@@ -24,15 +26,44 @@ class Status(StrEnum):
     DENIED = "denied"
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
+    APPROVED = "approved"
+    RETURNED = "returned"
 
 
+#: Not begun, and not over: the operator has to answer, or its time has to come.
+HELD = frozenset({Status.ASKED, Status.DEFERRED})
+#: A run with one of these is over, and another one goes on in its place: the next attempt at the same
+#: intent, or what the rules make of its event, which is in the journal again.
+CONTINUED = frozenset({Status.INTERRUPTED, Status.APPROVED, Status.RETURNED})
 #: A run with one of these is over.
-ENDED = frozenset({Status.SUCCESSFUL, Status.FAILED, Status.DENIED, Status.CANCELLED, Status.INTERRUPTED})
+ENDED = CONTINUED | {Status.SUCCESSFUL, Status.FAILED, Status.DENIED, Status.CANCELLED}
+
+
+class Answer(StrEnum):
+    """What the guard says to an intent."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+    ASK = "ask"
+    LATER = "later"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The guard's answer, with its reason; `until` is when to ask again, `dry` means in check mode."""
+
+    answer: Answer
+    reason: str | None = None
+    until: datetime | None = None
+    dry: bool = False
 
 
 @dataclass(frozen=True)
 class Intent:
-    """What a rule wants done. `key` is the same whenever the same rule wants it of the same event."""
+    """What a rule wants done. `key` is the same whenever the same rule wants it of the same event.
+
+    `events` are the uuids of its events, and `offsets` their places in the journal.
+    """
 
     key: str
     events: list[str]
@@ -44,6 +75,8 @@ class Intent:
     target: str
     variables: dict[str, Any]
     depth: int = 0
+    severity: str = ""
+    offsets: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -61,6 +94,13 @@ class Run:
     finished_at: str | None
     reason: str | None
     process: str | None
+    until: str | None = None
+    dry: bool = False
+
+    @property
+    def held(self) -> bool:
+        """Whether the operator has to answer, or its time has to come."""
+        return self.status in HELD
 
     @property
     def ended(self) -> bool:

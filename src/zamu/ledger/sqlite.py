@@ -4,15 +4,16 @@
 import json
 import sqlite3
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, astuple
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from zamu.database import Store
 from zamu.event import now, timestamp
-from zamu.ledger import Intent, Letter, Message, Run, Status, TaskResult
+from zamu.ledger import Answer, Intent, Letter, Message, Run, Status, TaskResult, Verdict
 from zamu.processes import alive
 
 _SCHEMA = """
@@ -32,9 +33,12 @@ CREATE TABLE runs (
     started_at TEXT,
     finished_at TEXT,
     reason TEXT,
+    until TEXT,
+    dry INTEGER NOT NULL DEFAULT 0,
     UNIQUE (key, attempt)
 );
 CREATE INDEX runs_by_target ON runs (playbook, target, created_at);
+CREATE INDEX runs_by_creation ON runs (created_at);
 CREATE INDEX runs_by_status ON runs (status);
 CREATE INDEX runs_by_end ON runs (finished_at);
 CREATE TABLE tasks (
@@ -63,48 +67,80 @@ CREATE TABLE outbox (
     error TEXT
 );
 CREATE INDEX outbox_by_state ON outbox (state, next_at);
+CREATE TABLE breakers (
+    playbook TEXT PRIMARY KEY,
+    closed_at TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE storms (
+    began_at TEXT PRIMARY KEY,
+    over_at TEXT
+) WITHOUT ROWID;
 """
-_VERSION = 1
+_VERSION = 2
+_UPGRADES = {
+    1: """ALTER TABLE runs ADD COLUMN until TEXT;
+ALTER TABLE runs ADD COLUMN dry INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX runs_by_creation ON runs (created_at);
+CREATE TABLE breakers (playbook TEXT PRIMARY KEY, closed_at TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE storms (began_at TEXT PRIMARY KEY, over_at TEXT) WITHOUT ROWID;
+"""
+}
+#: What a run has that came as far as its playbook, or is on its way there.
+_ACTED = "status IN ('waiting', 'running', 'successful', 'failed', 'interrupted')"
+
+
+_ALLOWED = Verdict(Answer.ALLOW)
 
 
 class Ledger(Store):
     """See `zamu.ledger` for what it promises."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, _SCHEMA, _VERSION)
+        super().__init__(path, _SCHEMA, _VERSION, _UPGRADES)
 
     def claim(
-        self, intent: Intent, process: str, *, attempts: int, refuse: Callable[["Ledger"], str | None]
+        self, intent: Intent, process: str, *, attempts: int, judge: Callable[["Ledger", bool], Verdict]
     ) -> tuple[Run, bool]:
         """Begin a run of `intent`, or find the one that there is; the bool says which: True is ours.
 
-        A run that lives is adopted, one that ended is not done again. One whose process was killed
-        becomes `interrupted` and a new attempt begins, up to `attempts` in all. `refuse` is the
-        guard: asked inside the same transaction, so that two claims cannot both be allowed by the
-        same history; a reason from it makes the run `denied`.
+        A run that lives is adopted, one that ended or is held is not done again. One whose process was
+        killed becomes `interrupted` and a new attempt begins, up to `attempts` in all; one that was
+        approved begins, too. `judge` is the guard: asked inside the same transaction, so that two
+        claims cannot both be allowed by the same history; it is told whether the operator has approved.
         """
         with self._transaction():
             last = self._last(intent.key)
-            if last is not None and not last.ended and alive(last.process):
-                return last, False
-            if last is not None and not last.ended:
+            if last is not None and not last.held and not last.ended:
+                if alive(last.process):
+                    return last, False
                 self._finish(last.id, *killed(last, attempts))
                 last = self._last(intent.key)
-            if last is not None and last.status is not Status.INTERRUPTED:
+            if last is not None and last.status not in (Status.INTERRUPTED, Status.APPROVED):
                 return last, False
-            reason = refuse(self) if last is None else None
-            run_id = self._insert(intent, 1 if last is None else last.attempt + 1, process)
-            if reason is not None:
-                self._finish(run_id, Status.DENIED, reason)
-            found = self.get(run_id)
-            assert found is not None  # it was inserted in this transaction
-            return found, reason is None
+            attempt = 1 if last is None else last.attempt + 1
+            if last is not None and last.status is Status.INTERRUPTED:
+                return self._insert(intent, attempt, process, Verdict(Answer.ALLOW, dry=last.dry)), True
+            verdict = judge(self, last is not None)
+            return self._insert(intent, attempt, process, verdict), verdict.answer is Answer.ALLOW
+
+    def answered(self, intent: Intent, judge: Callable[["Ledger", bool], Verdict]) -> Run | None:
+        """The run of `intent` if it is over or held, or becomes so by the guard's answer.
+
+        None when it may be begun: then `claim` is to be asked.
+        """
+        with self._transaction():
+            last = self._last(intent.key)
+            if last is not None:
+                resumed = last.status in (Status.INTERRUPTED, Status.APPROVED)
+                return last if last.held or (last.ended and not resumed) else None
+            verdict = judge(self, False)
+            return None if verdict.answer is Answer.ALLOW else self._insert(intent, 1, None, verdict)
 
     def fail(self, intent: Intent, reason: str) -> None:
         """Write down that `intent` failed before it became a run; once for an intent."""
         with self._transaction():
             if self._last(intent.key) is None:
-                self._finish(self._insert(intent, 1, None), Status.FAILED, reason)
+                self._finish(self._insert(intent, 1, None).id, Status.FAILED, reason)
 
     def start(self, run_id: str, process: str) -> bool:
         """The run's own process takes it over; False when the run is no longer there to take."""
@@ -124,7 +160,7 @@ class Ledger(Store):
 
     def open_by_hand(self, intent: Intent, process: str) -> str:
         """Begin the record of a playbook that a person started; returns the run's id."""
-        run, _ = self.claim(intent, process, attempts=1, refuse=lambda _: None)
+        run, _ = self.claim(intent, process, attempts=1, judge=lambda *_: Verdict(Answer.ALLOW))
         self.start(run.id, process)
         self._write("UPDATE runs SET by_hand = 1 WHERE id = ?", run.id)
         return run.id
@@ -156,7 +192,7 @@ class Ledger(Store):
         return [run for run in runs if alive(run.process)]
 
     def abandoned(self) -> list[Run]:
-        """Runs that were killed and are to be tried again: the last attempt of each intent.
+        """Runs that were killed or approved, and are to be begun: the last attempt of each intent.
 
         What a person started is not: such a run only gets its end written.
         """
@@ -164,9 +200,9 @@ class Ledger(Store):
             if not alive(run.process):
                 self.finish(run.id, Status.INTERRUPTED, reason="The playbook was killed.")
         runs = self._runs(
-            "NOT by_hand AND status IN (?, ?, ?) AND NOT EXISTS (SELECT 1 FROM runs AS later "
+            "NOT by_hand AND status IN (?, ?, ?, ?) AND NOT EXISTS (SELECT 1 FROM runs AS later "
             "WHERE later.key = runs.key AND later.attempt > runs.attempt) ORDER BY number",
-            *(Status.WAITING, Status.RUNNING, Status.INTERRUPTED),
+            *(Status.WAITING, Status.RUNNING, Status.INTERRUPTED, Status.APPROVED),
         )
         return [run for run in runs if run.ended or not alive(run.process)]
 
@@ -174,13 +210,70 @@ class Ledger(Store):
         """Runs that ended at or after a moment, in the order of their ends."""
         return self._runs("finished_at >= ? ORDER BY finished_at, number", timestamp(moment))
 
-    def last_of(self, playbook: str, target: str) -> Run | None:
-        """The youngest run of a playbook on a target that was allowed."""
+    def acted(self, playbook: str, target: str, limit: int = 1) -> list[datetime]:
+        """When the last runs of a playbook on a target were wanted that were allowed, the youngest first."""
         found = self._runs(
-            "playbook = ? AND target = ? AND status <> ? ORDER BY created_at DESC LIMIT 1",
-            *(playbook, target, Status.DENIED),
+            f"playbook = ? AND target = ? AND {_ACTED} ORDER BY created_at DESC LIMIT ?",
+            *(playbook, target, limit),
         )
-        return next(iter(found), None)
+        return [datetime.fromisoformat(run.created_at) for run in found]
+
+    def failures_in_a_row(self, playbook: str, limit: int) -> list[datetime]:
+        """When the last runs of a playbook ended, up to the last one that did not fail, the youngest first.
+
+        What was before the operator closed the circuit breaker does not count.
+        """
+        found = self._runs(
+            "playbook = ?1 AND status IN ('successful', 'failed') AND NOT by_hand AND started_at IS NOT NULL "
+            "AND finished_at > coalesce((SELECT closed_at FROM breakers WHERE playbook = ?1), '') "
+            "ORDER BY finished_at DESC LIMIT ?2",
+            *(playbook, limit),
+        )
+        failed = takewhile(lambda run: run.status is Status.FAILED, found)
+        return [datetime.fromisoformat(str(run.finished_at)) for run in failed]
+
+    def close_breaker(self, playbook: str) -> None:
+        """The operator lets an action be tried again that failed too often."""
+        self._write("INSERT OR REPLACE INTO breakers VALUES (?, ?)", playbook, now())
+
+    def wanted_since(self, moment: datetime, without: Collection[str]) -> int:
+        """How many actions were wanted since a moment, whatever became of them, but for some playbooks."""
+        row = self._row(
+            "SELECT count(*) AS found FROM runs WHERE created_at > ? AND NOT by_hand AND attempt = 1 "
+            "AND playbook NOT IN (SELECT value FROM json_each(?))",
+            *(timestamp(moment), json.dumps(list(without))),
+        )
+        return int(row["found"]) if row else 0
+
+    def storm(self) -> datetime | None:
+        """When the storm began that is not over."""
+        row = self._row("SELECT began_at FROM storms WHERE over_at IS NULL ORDER BY began_at DESC")
+        return None if row is None else datetime.fromisoformat(row["began_at"])
+
+    def begin_storm(self, moment: datetime) -> None:
+        """A storm has begun."""
+        self._write("INSERT OR IGNORE INTO storms (began_at) VALUES (?)", timestamp(moment))
+
+    def end_storm(self) -> None:
+        """The storm is over."""
+        self._write("UPDATE storms SET over_at = ? WHERE over_at IS NULL", now())
+
+    def held(self) -> list[Run]:
+        """Runs that wait for the operator (`asked`) or for their time (`deferred`)."""
+        return self._runs("status IN (?, ?) ORDER BY number", Status.ASKED, Status.DEFERRED)
+
+    def answer(self, number: int, status: Status, reason: str) -> Run | None:
+        """The operator's answer to a run that was asked for; None when no such run waits for one."""
+        with self._transaction():
+            found = self._runs("number = ? AND status = ?", number, Status.ASKED)
+            for run in found:
+                self._finish(run.id, status, reason)
+                return self.get(run.id)
+        return None
+
+    def was_approved(self, key: str) -> bool:
+        """Whether the operator has approved an intent."""
+        return bool(self._runs("key = ? AND status = ?", key, Status.APPROVED))
 
     def tell(self, message: Message, origin: str | None = None) -> bool:
         """Put a message into the outbox. An intent (its key is `origin`) tells once: False after."""
@@ -222,15 +315,24 @@ class Ledger(Store):
             (status, verified, reason, now(), run_id),
         )
 
-    def _insert(self, intent: Intent, attempt: int, process: str | None) -> str:
+    def _insert(self, intent: Intent, attempt: int, process: str | None, verdict: Verdict = _ALLOWED) -> Run:
         run_id = str(uuid.uuid4())
         wanted = intent.key, attempt, intent.playbook, intent.target, json.dumps(asdict(intent))
+        status = _STATUS[verdict.answer]
+        until = None if verdict.until is None else timestamp(verdict.until)
         self._connection.execute(
-            "INSERT INTO runs (id, key, attempt, playbook, target, intent, status, process, created_at) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (run_id, *wanted, Status.WAITING, process, now()),
+            "INSERT INTO runs (id, key, attempt, playbook, target, intent, status, process, created_at, "
+            "reason, until, dry) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(run_id, *wanted, status, process if status is Status.WAITING else None, now()),
+                *(verdict.reason, until, verdict.dry),
+            ),
         )
-        return run_id
+        if status is Status.DENIED:
+            self._finish(run_id, status, verdict.reason)
+        found = self.get(run_id)
+        assert found is not None  # it was inserted in this transaction
+        return found
 
     def _last(self, key: str) -> Run | None:
         return next(iter(self._runs("key = ? ORDER BY attempt DESC LIMIT 1", key)), None)
@@ -244,6 +346,15 @@ class Ledger(Store):
         return [_letter(row) for row in rows]
 
 
+#: What becomes of an intent by the guard's answer.
+_STATUS = {
+    Answer.ALLOW: Status.WAITING,
+    Answer.DENY: Status.DENIED,
+    Answer.ASK: Status.ASKED,
+    Answer.LATER: Status.DEFERRED,
+}
+
+
 def killed(run: Run, attempts: int) -> tuple[Status, str]:
     """What to write of a run whose playbook was killed: it comes again, `attempts` times in all."""
     if run.attempt < attempts:
@@ -252,12 +363,23 @@ def killed(run: Run, attempts: int) -> tuple[Status, str]:
 
 
 def _run(row: sqlite3.Row) -> Run:
-    as_they_are = ("id", "number", "attempt", "created_at", "started_at", "finished_at", "reason", "process")
+    as_they_are = (
+        "id",
+        "number",
+        "attempt",
+        "created_at",
+        "started_at",
+        "finished_at",
+        "reason",
+        "process",
+        "until",
+    )
     return Run(
         **{name: row[name] for name in as_they_are},
         intent=Intent(**json.loads(row["intent"])),
         status=Status(row["status"]),
         verified=None if row["verified"] is None else bool(row["verified"]),
+        dry=bool(row["dry"]),
     )
 
 

@@ -226,7 +226,7 @@ class _Rule:
         if not self.condition.names:
             return  # nobody knows what it means
         if not self.condition.throttled:
-            if not self.config.guard.action(playbook).cooldown:
+            if not self.config.guard.cooldown_of(playbook):
                 words = (
                     f"such a condition cannot be throttled, and {playbook} has no cooldown; "
                     f"set guard.actions.{playbook}.cooldown in zamu.yml."

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The section `guard` of zamu.yml: what the gate asks before an action."""
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+from zoneinfo import ZoneInfo
+
+from pydantic import Field, model_validator
+
+from zamu.cron import Cron, zone
+from zamu.section import Duration, SecretReference, Section
+
+
+class Budget(Section):
+    """At most so many runs of an action on a target within a span; written as `3 in 1h`."""
+
+    runs: int = Field(ge=1, le=10_000)
+    within: Duration
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        match = re.fullmatch(r"(\d{1,5}) in (\S+)", value)
+        if match is None:
+            raise ValueError(f"{value!r} is not a budget; write for example 3 in 1h")
+        return {"runs": int(match[1]), "within": match[2]}
+
+
+class Breaker(Section):
+    """So many failures in a row stop an action, until a time has passed or the operator closes it."""
+
+    failures: int = Field(3, ge=1, le=100)
+    closes_after: Duration = timedelta(hours=1)
+
+
+class Policy(Section):
+    """What the guard asks before an action; what is left out is as the policies before it say."""
+
+    cooldown: Duration | None = None
+    budget: Budget | None = None
+    max_hosts: int | None = Field(None, ge=1, description="more hosts at once are unexpected")
+    window: str | None = Field(None, description="one of guard.windows")
+    trust: Literal["observe", "propose", "auto"] | None = None
+    dry_run: bool | None = None
+    breaker: Breaker | None = None
+    while_blind: bool | None = Field(None, description="though the heartbeat is missing")
+    control_node: bool | None = Field(None, description="on the host that zamu lives on, too")
+
+
+class Action(Policy):
+    """What the guard knows about one playbook."""
+
+    target: list[str] = Field(
+        default_factory=list,
+        description="variables that, beside the hosts, say what is acted upon",
+    )
+
+
+class Match(Section):
+    """To what a policy belongs: each list that is given has to name it."""
+
+    actions: list[str] = Field(default_factory=list)
+    groups: list[str] = Field(default_factory=list)
+    severities: list[str] = Field(default_factory=list)
+    rules: list[str] = Field(default_factory=list)
+
+
+class MatchedPolicy(Policy):
+    """A policy for what it matches."""
+
+    match: Match
+
+
+class Group(Section):
+    """What holds for the hosts of an inventory group together."""
+
+    concurrency: int | None = Field(None, ge=1, description="hosts that are acted upon at a time")
+    healthy: int | None = Field(None, ge=1, le=100, description="percent of them that have to be left well")
+
+
+class Window(Section):
+    """When something may be done: for `duration` from each tick of a cron expression on."""
+
+    cron: str
+    duration: Duration
+    timezone: str = "UTC"
+
+    @model_validator(mode="after")
+    def _readable(self) -> "Window":
+        Cron(self.cron, ZoneInfo(zone(self.timezone)))
+        return self
+
+
+class Heartbeat(Section):
+    """An alert that fires all the time, as Alertmanager's Watchdog; without it zamu is blind."""
+
+    alertname: str = "Watchdog"
+    within: Duration = timedelta(minutes=15)
+
+
+class Storm(Section):
+    """So many actions wanted within a span are a storm; it is over when none was wanted for `calm`."""
+
+    actions: int = Field(30, ge=2, le=100_000)
+    within: Duration = timedelta(minutes=1)
+    calm: Duration = timedelta(minutes=5)
+
+
+class Alertmanager(Section):
+    """Where it is asked whether an alert still fires, and who is unwell."""
+
+    url: str = Field(pattern=r"^https?://")
+    token: SecretReference | None = None
+    ca: Path | None = None
+
+
+class Guard(Policy):
+    """Policy of the gate. `actions` adds to what is built in; each of `policies` that matches to that."""
+
+    cooldown: Duration | None = timedelta(minutes=5)
+    budget: Budget | None = Budget.model_construct(runs=6, within=timedelta(hours=1))
+    max_hosts: int | None = Field(5, ge=1)
+    trust: Literal["observe", "propose", "auto"] | None = "auto"
+    dry_run: bool | None = False
+    breaker: Breaker | None = Breaker.model_construct()
+    actions: dict[str, Action] = Field(default_factory=dict)
+    policies: list[MatchedPolicy] = Field(default_factory=list)
+    groups: dict[str, Group] = Field(default_factory=dict)
+    windows: dict[str, Window] = Field(default_factory=dict)
+    never_touch: list[str] = Field(default_factory=list, description="hosts and groups")
+    control_nodes: list[str] | None = Field(
+        None, description="default: the hosts that Ansible reaches without a network"
+    )
+    heartbeat: Heartbeat | None = None
+    storm: Storm = Storm.model_construct()
+    alertmanager: Alertmanager | None = None
+
+    built_in: ClassVar[dict[str, Action]] = {
+        "boma.zamu.restart_unit": Action(cooldown="10m", target=["restart_unit_name"]),
+        "boma.zamu.restart_demo_service": Action(cooldown="10s", budget="20 in 1h", control_node=True),
+    }
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Guard":
+        for policy in (self, *self.actions.values(), *self.policies):
+            if policy.window is not None and policy.window not in self.windows:
+                raise ValueError(f"there is no window {policy.window!r} in guard.windows")
+        if self.alertmanager is None:
+            for name, group in self.groups.items():
+                if group.healthy is not None:
+                    raise ValueError(
+                        f"groups.{name}.healthy needs guard.alertmanager, which knows who is well"
+                    )
+        return self
+
+    def cooldown_of(self, playbook: str) -> timedelta | None:
+        """The cooldown of an action where no policy says otherwise."""
+        for said in (self.actions.get(playbook), self.built_in.get(playbook)):
+            if said is not None and said.cooldown is not None:
+                return said.cooldown
+        return self.cooldown
+
+    def as_told(self) -> dict[str, Any]:
+        """All of it for the gate: with what is built in, and with the secret revealed. Raises ConfigError."""
+        told = self.model_dump()
+        built_in = {name: action.model_dump() for name, action in self.built_in.items()}
+        said = {name: action.model_dump(exclude_unset=True) for name, action in self.actions.items()}
+        told["actions"] = {name: built_in.get(name, {}) | said.get(name, {}) for name in {*built_in, *said}}
+        if self.alertmanager is not None:
+            token, ca = self.alertmanager.token, self.alertmanager.ca
+            told["alertmanager"] |= {"token": token and token.reveal(), "ca": ca and str(ca)}
+        return told
