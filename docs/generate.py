@@ -17,16 +17,32 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 from pydantic.fields import FieldInfo
 
-from zamu import config
+from zamu import config, policy
 from zamu.engine.check.sources import documented
 from zamu.secrets import Secret
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
 SCHEMAS = ROOT / "event_sources" / "schemas"
+
+#: What the keys of a policy mean, wherever it stands.
+POLICY = {
+    "cooldown": "how long a playbook waits before it acts on the same target again",
+    "budget": "how often it may act on the same target within a time, as `3 in 1h`",
+    "max_hosts": "on how many hosts it may act at once; more are unexpected, and denied",
+    "window": "only while this one of `guard.windows` is open",
+    "trust": "`observe`: denied, and it is said what would have been done; `propose`: the operator is asked; "
+    "`auto`: done",
+    "dry_run": "it runs with `--check --diff`, and says what it would have done",
+    "breaker.failures": "so many failures of the playbook in a row, wherever, open its circuit breaker",
+    "breaker.closes_after": "how long after the last of them it is tried again",
+    "while_blind": "it is done though the heartbeat is missing",
+    "control_node": "it is done on the control node, too",
+}
+
 
 #: What each key means; type, default and bounds come from the models.
 MEANINGS = {
@@ -73,11 +89,37 @@ MEANINGS = {
     "engine.max_depth": "how many runs may follow each other, each set off by the end of the one before; "
     "`boma.zamu.notify` is always allowed",
     "engine.max_attempts": "how often a playbook is begun that is killed each time",
-    "guard.cooldown": "how long a playbook waits before it acts on the same target again, where "
-    "`guard.actions` says nothing",
-    "guard.actions.PLAYBOOK.cooldown": "the same for one playbook, by the name that `zamu runs` shows",
-    "guard.actions.PLAYBOOK.target": "variables that, beside the hosts, say what is acted upon: two "
+    "engine.keep_runs": "how long the ledger keeps a run that ended, with its tasks and its log; at least as "
+    "long as `intake.keep_events`",
+    **{f"guard.{name}": words for name, words in POLICY.items()},
+    "guard.actions.NAME": "the same keys for one playbook, by the name that `zamu runs` shows",
+    "guard.actions.NAME.target": "variables that, beside the hosts, say what is acted upon: two "
     "different units on one host are two targets",
+    "guard.policies[]": "the same keys for what `match` means; of several that match, the last that says "
+    "something holds",
+    "guard.policies[].match.actions": "playbooks, by the name that `zamu runs` shows",
+    "guard.policies[].match.groups": "groups or hosts; one of the hosts in one of them is enough",
+    "guard.policies[].match.severities": "what the label `severity` of all alerts says that the rule matched",
+    "guard.policies[].match.rules": "rules, by their names",
+    "guard.groups.NAME.concurrency": "how many hosts of an inventory group are acted upon at a time",
+    "guard.groups.NAME.healthy": "the percentage of a group that has to be left well; not well are hosts of "
+    "which a critical alert fires, and those that are acted upon; needs `guard.alertmanager`",
+    "guard.windows.NAME.cron": "when a window opens: minute, hour, day, month, weekday",
+    "guard.windows.NAME.duration": "how long it stays open",
+    "guard.windows.NAME.timezone": "the time zone of `cron`",
+    "guard.never_touch": "hosts and groups on which nothing is ever done",
+    "guard.control_nodes": "hosts and groups on which only that is done which `control_node` lets; without "
+    "it these are the hosts that Ansible reaches by `ansible_connection: local`",
+    "guard.heartbeat.alertname": "an alert that fires all the time; `repeat_interval` of its route has to be "
+    "shorter than `within`",
+    "guard.heartbeat.within": "how long it may be missing before zamu takes itself for blind",
+    "guard.storm.actions": "so many actions that are wanted within `guard.storm.within` are a storm: all is "
+    "put off",
+    "guard.storm.within": "see `guard.storm.actions`",
+    "guard.storm.calm": "for how long nothing new may be wanted before a storm is over",
+    "guard.alertmanager.url": "where Alertmanager is asked what fires, before what was put off goes on",
+    "guard.alertmanager.token": "a bearer token for it",
+    "guard.alertmanager.ca": "a file of certificates by which it is known, instead of the system's",
     "notify.channels[].name": "what the record calls the channel",
     "notify.channels[].url": "an Apprise URL; it often holds a token, so it stands here as a secret only",
     "notify.channels[].urgencies": "the urgencies that the channel is for",
@@ -97,10 +139,12 @@ MEANINGS = {
     "The troubles without a time of their own have to last so long, too",
     "sources": "arguments that are added to the sources of that name, whichever rulebook names them",
 }
-#: Defaults that depend on other keys.
+#: Defaults that depend on other keys, and those of keys that stand for several.
 DEFAULTS = {
-    "guard.actions.PLAYBOOK.cooldown": "what is built in, else `guard.cooldown`",
-    "guard.actions.PLAYBOOK.target": "what is built in, else the hosts alone",
+    "guard.actions.NAME": "what is built in, else as above",
+    "guard.actions.NAME.target": "what is built in, else the hosts alone",
+    "guard.policies[]": "nothing",
+    "guard.policies[].match": "required",
 }
 HEADINGS = {
     "": "Top level",
@@ -125,10 +169,12 @@ def configuration() -> str:
         parts += [f"### {heading}", "", "| key | type | default | meaning |", "|---|---|---|---|"]
         parts += [*rows[section], ""]
     parts += ["### What the guard knows without being told", ""]
-    parts += ["| playbook | cooldown | target |", "|---|---|---|"]
+    parts += ["| playbook | cooldown | target | others |", "|---|---|---|---|"]
     for name, action in config.Guard.built_in.items():
         target = ", ".join(f"`{one}`" for one in action.target) or "the hosts"
-        parts.append(f"| `{name}` | `{_show(action.cooldown)}` | {target} |")
+        more = {n: getattr(action, n) for n in sorted(action.model_fields_set - {"cooldown", "target"})}
+        others = ", ".join(f"`{n}: {str(value).lower()}`" for n, value in more.items()) or "as above"
+        parts.append(f"| `{name}` | `{_show(action.cooldown)}` | {target} | {others} |")
     return "\n".join(parts)
 
 
@@ -139,15 +185,26 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldI
         if key == "root":
             continue
         inner, place = _inner(field.annotation)
-        if inner is None:
+        if inner is None or inner is policy.Budget:  # which is written as a text
             yield key, field
+        elif issubclass(inner, policy.Policy) and prefix:
+            # The keys of a policy are told once, and here only what there is beside them.
+            yield f"{key}{place}", field
+            own = {n: f for n, f in inner.model_fields.items() if n not in policy.Policy.model_fields}
+            yield from keys(
+                create_model(inner.__name__, **{n: (f.annotation, f) for n, f in own.items()}),
+                f"{key}{place}.",
+            )
         else:
             yield from keys(inner, f"{key}{place}.")
 
 
 def _inner(annotation: Any) -> tuple[type[BaseModel] | None, str]:
     origin, arguments = get_origin(annotation), get_args(annotation)
-    place = {list: "[]", dict: ".PLAYBOOK"}.get(origin, "") if origin else ""
+    place = {list: "[]", dict: ".NAME"}.get(origin, "") if origin else ""
+    annotation = next(
+        (one for one in arguments if origin in (Union, UnionType) and one is not NoneType), annotation
+    )
     for one in (annotation, *arguments):
         if isinstance(one, type) and issubclass(one, BaseModel):
             return one, place
@@ -162,12 +219,22 @@ def _kind(field: FieldInfo) -> str:
     return f"{kind}, {bounds['ge']} to {bounds['le']}" if "ge" in bounds and "le" in bounds else kind
 
 
+_NAMES: dict[Any, str] = {
+    str: "text",
+    int: "whole number",
+    bool: "`true` or `false`",
+    Path: "path",
+    timedelta: "duration",
+    Secret: "secret",
+    policy.Budget: "text",
+}
+
+
 def _name(annotation: Any) -> str:
     annotation = getattr(annotation, "__value__", annotation)
     plain = get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
-    names = {str: "text", int: "whole number", Path: "path", timedelta: "duration", Secret: "secret"}
-    if plain in names:
-        return names[plain]
+    if plain in _NAMES:
+        return _NAMES[plain]
     origin, arguments = get_origin(plain), get_args(plain)
     if origin in (Union, UnionType):
         return " or ".join(_name(one) for one in arguments if one is not NoneType)
@@ -175,13 +242,14 @@ def _name(annotation: Any) -> str:
         return ", ".join(f"`{one}`" for one in arguments)
     if origin in (list, tuple):
         return f"list of {_name(arguments[0])}"
-    if origin is dict:
+    if origin is dict or (isinstance(plain, type) and issubclass(plain, BaseModel)):
         return "mapping"
     raise TypeError(f"docs/generate.py does not know the type {annotation!r}; teach it.")
 
 
 def _default(field: FieldInfo) -> str:
-    return _show(field.get_default(call_default_factory=True))
+    value = field.get_default(call_default_factory=True)
+    return str(value).lower() if isinstance(value, bool) else _show(value)
 
 
 def _show(value: Any) -> str:

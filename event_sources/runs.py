@@ -10,7 +10,7 @@ from typing import Any
 from zamu.doorbell import Doorbell
 from zamu.event import Event, derive_uuid
 from zamu.intake.options import Options, options
-from zamu.ledger import Run
+from zamu.ledger import PASSED_ON, Run
 from zamu.ledger.sqlite import Ledger
 from zamu.state import State
 
@@ -19,6 +19,7 @@ short_description: Hear how playbooks ended
 description:
   - Each run that ended (successful, failed, denied, cancelled, interrupted) becomes one event under
     C(event.run), so that rules can escalate, tell, or do the next thing.
+  - A run that the guard puts off, or asks the operator for, has not ended.
   - Runs that only tell (C(boma.zamu.notify)) are left out, and so are playbooks started by hand.
   - A run that a rule sets off carries C(meta.depth), one more than its event's; the gate ends chains
     that grow too long.
@@ -40,6 +41,7 @@ run:
   type: dict
   contains:
     id: {description: The run., type: str}
+    number: {description: "Its number, as C(zamu runs) shows it.", type: int}
     events: {description: The uuids of the events that the rule matched., type: list}
     ruleset: {description: Which ruleset wanted it., type: str}
     rule: {description: Which rule wanted it., type: str}
@@ -49,8 +51,10 @@ run:
     verified: {description: Whether a C(verify_) role checked every host., type: bool}
     started_at: {description: "When it began, UTC.", type: str}
     finished_at: {description: "When it ended, UTC.", type: str}
-    reason: {description: "Why it was denied, failed or interrupted.", type: str}
-    attempt: {description: "1, or more after a kill.", type: int}
+    until: {description: "When the guard wanted to look at it again, UTC.", type: str}
+    reason: {description: "Why it was denied, cancelled, failed or interrupted.", type: str}
+    attempt: {description: "1, or more after a kill or an approval.", type: int}
+    dry: {description: Whether it only ran in check mode., type: bool}
     target: {description: The same for the same hosts and target variables., type: str}
 """
 
@@ -78,10 +82,11 @@ async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
     seen: set[str] = set()
     try:
         while True:
+            since = min(since, datetime.now(UTC) - _OVERLAP)  # a clock may be set back far
             runs = ledger.ended_since(since)
             for run in runs:
                 told = run.intent.playbook == _TELLING or run.intent.rule == "by hand"
-                if run.id not in seen and not told:
+                if run.id not in seen and not told and run.status not in PASSED_ON:
                     await queue.put(_event(run))
             seen = {run.id for run in runs}
             if runs:

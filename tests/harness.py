@@ -116,6 +116,9 @@ class Zamu:
             "event_sources": str(ROOT / "event_sources"),
             "playbooks": str(directory / "playbooks"),
         }
+        # The hosts of tests are this machine, and they are acted upon more often than any real one.
+        plenty = {"control_nodes": [], "budget": "10000 in 1s", "storm": {"actions": 100_000}}
+        config = {**(config or {}), "guard": plenty | (config or {}).get("guard", {})}
         (directory / "inventory").mkdir(parents=True)
         (directory / "playbooks").mkdir()
         (directory / "inventory" / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts or {}}}))
@@ -124,7 +127,7 @@ class Zamu:
             (directory / "rulebooks").mkdir()
             for name, rulesets in rulebooks.items():
                 (directory / "rulebooks" / name).write_text(yaml.safe_dump(rulesets, sort_keys=False))
-        (directory / "zamu.yml").write_text(yaml.safe_dump(settings | (config or {})))
+        (directory / "zamu.yml").write_text(yaml.safe_dump(settings | config))
 
     def __enter__(self) -> Self:
         return self
@@ -224,11 +227,15 @@ class Zamu:
         return wait_until(enough, within, self.story)
 
     def wait_settled(self, within: float = 60) -> None:
-        """Wait until nothing is pending: every event is delivered or dead, every run has ended."""
+        """Wait until nothing is pending: every event is delivered or dead, every run has ended for good."""
+        open_ = ("waiting", "running", "interrupted", "deferred", "approved", "released")
 
         def settled() -> bool:
-            busy = any(run["status"] in ("waiting", "running", "interrupted") for run in self._latest())
-            return not busy and all(event["state"] != "pending" for event in self.events())
+            latest, events = list(self._latest()), self.events()
+            returned = {run["number"] for run in latest if run["status"] == "returned"}
+            back = {event["event"]["meta"].get("returned", {}).get("run") for event in events}
+            busy = any(run["status"] in open_ for run in latest) or not returned <= back
+            return not busy and all(event["state"] != "pending" for event in events)
 
         wait_until(settled, within, self.story)
 

@@ -94,6 +94,7 @@ class Engine(Section):
     run_timeout: Duration = timedelta(hours=1)
     max_depth: int = Field(3, ge=1, le=20, description="runs that set off runs")
     max_attempts: int = Field(3, ge=1, le=20, description="of a playbook that was killed")
+    keep_runs: Duration = timedelta(days=365)
 
 
 class Channel(Section):
@@ -159,6 +160,13 @@ class Config(Section):
             if name not in self.model_fields_set and not path.exists():
                 path = HOME / getattr(self, name)
             object.__setattr__(self, name, path)
+        if self.engine.keep_runs < self.intake.keep_events:
+            raise ValueError(
+                "engine.keep_runs is shorter than intake.keep_events: something could be done twice"
+            )
+        asked = self.guard.alertmanager
+        if asked is not None and asked.ca is not None:
+            object.__setattr__(asked, "ca", (self.root / asked.ca).resolve())
         if self.intake.tls is not None:
             for name in ("certificate", "key"):
                 path = (self.root / getattr(self.intake.tls, name)).resolve()

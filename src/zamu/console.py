@@ -44,7 +44,7 @@ def introduce(config: Config, state: State) -> None:
 
 def _test_alert(state: State) -> str:
     """An alert that the demo's rules act upon; where there is no demo host, one that nobody heeds."""
-    hosts = json.loads(state.gate.read_text())["hosts"]
+    hosts = json.loads(state.gate.read_text())["found"]["hosts"]
     if "demo" in hosts:
         return _TEST_ALERT % ("DemoServiceDown", "demo")
     return _TEST_ALERT % ("ZamuTest", hosts[0] if hosts else "")
@@ -98,9 +98,12 @@ class Console:
         hosts = f" on {', '.join(run.intent.hosts)}" if run.intent.hosts else ""
         verified = ", verified" if run.verified else ""
         reason = f": {run.reason}" if run.reason else ""
+        number = f" {run.number}" if run.held else ""
+        dry = ", dry run" if run.dry else ""
         self._line(
             "run",
-            f"{run.intent.playbook}{hosts}: {run.status}{verified}{reason} (rule: {run.intent.rule})",
+            f"{run.intent.playbook}{hosts}: {run.status}{number}{dry}{verified}{reason} "
+            f"(rule: {run.intent.rule})",
             STYLES.get(run.status, ""),
         )
 

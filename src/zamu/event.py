@@ -37,6 +37,10 @@ type Event = dict[str, Any]
 #: Namespace of all derived uuids; a constant of zamu, so that one event has one uuid on all machines.
 NAMESPACE = uuid.UUID("6f1c6b0e-0f5e-5a3c-9d68-7a616d750001")
 
+#: Marks in `meta` an event that goes round once more, because the guard had put off what a rule wanted for
+#: it: of that rule it holds `ruleset` and `rule`, and of the run that was put off the number.
+RETURNED = "returned"
+
 #: Deeper JSON than this is refused. Real payloads (Forgejo, Alertmanager) stay below 12.
 MAX_DEPTH = 64
 #: More values than this in one payload are refused.

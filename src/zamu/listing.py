@@ -41,6 +41,7 @@ _WHOLE = 1_000_000
 _COLUMNS = {
     "events": {"received_at": 14, "source": 16, "hosts": 14, "state": 9, "uuid": 8, "reason": 0},
     "runs": {
+        "number": 5,
         "started_at": 14,
         "playbook": 28,
         "hosts": 12,
@@ -57,6 +58,8 @@ STYLES = {
     "failed": "red",
     "denied": "yellow",
     "interrupted": "yellow",
+    "asked": "bold yellow",
+    "deferred": "yellow",
     "pending": "yellow",
     "running": "cyan",
     "successful": "green",
@@ -76,6 +79,16 @@ class _Seen:
     def floor(self) -> int:
         """The number after which there may be news."""
         return min(self._open, default=self._last + 1) - 1
+
+    @property
+    def last(self) -> int:
+        """The greatest number that was looked at."""
+        return self._last
+
+    @property
+    def open(self) -> dict[int, str]:
+        """What was looked at and is not over, with the state that it had then."""
+        return dict(self._open)
 
     def is_news(self, number: int, state: str, over: bool) -> bool:
         """Whether it was not looked at yet in this state. To be asked in the order of the numbers."""
@@ -125,13 +138,19 @@ class News:
 
     def runs(self) -> Iterator[Run]:
         """Those that began or have another status."""
-        ledger, after = self._opened(), self._runs.floor
-        while page := ledger.runs(after, _PAGE) if ledger else []:
+        ledger = self._opened()
+        if ledger is None:
+            return
+        # What is held may stay so for days: it is not read again with all that came after it.
+        page = ledger.changed(self._runs.open)
+        while True:
             for run in page:
                 news = self._runs.is_news(run.number, run.status, run.ended)
                 if news and (run.finished_at or run.created_at) >= self._recent:
                     yield run
-            after = page[-1].number
+            page = ledger.runs(self._runs.last, _PAGE)
+            if not page:
+                return
 
     def letters(self) -> Iterator[Letter]:
         """Those of the outbox that are new, or delivered."""
@@ -253,7 +272,7 @@ def _cell(name: str, row: Row) -> str:
     """A value as a person reads it."""
     value = row[name]
     if name == "started_at":
-        value = value or row["finished_at"]  # what was denied never started
+        value = value or row["finished_at"] or row["until"]  # what was denied or is held never started
     if value is None:
         return ""
     if isinstance(value, bool):

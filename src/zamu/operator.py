@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the operator says to the guard: `zamu approve`, `zamu deny`, `zamu close`."""
 
+from contextlib import closing
+
 from zamu.doorbell import ring
 from zamu.errors import ZamuError
 from zamu.ledger import Status
@@ -18,20 +20,31 @@ def deny(state: State, number: int) -> str:
     return _answer(state, number, Status.DENIED, "The operator said no.")
 
 
+def _ledger(state: State) -> Ledger:
+    if not state.ledger.exists():
+        raise ZamuError(f"There is no zamu in {state.root}. Name its state directory with --state.")
+    return Ledger(state.ledger)
+
+
 def _answer(state: State, number: int, status: Status, reason: str) -> str:
-    ledger = Ledger(state.ledger)
-    run = ledger.answer(number, status, reason)
-    if run is None:
+    with closing(_ledger(state)) as ledger:
+        run = ledger.answer(number, status, reason)
         asked = [str(one.number) for one in ledger.held() if one.status is Status.ASKED]
+    if run is None:
         waiting = f"these do: {', '.join(asked)}" if asked else "none does"
         raise ZamuError(f"Run {number} does not wait for an answer; {waiting}. See `zamu runs`.")
     ring(state.bells, "ledger")
-    verb = "is done now" if status is Status.APPROVED else "is not done"
+    approved = status is Status.APPROVED
+    verb = "goes to the guard once more, and is then done" if approved else "is not done"
     return f"{run.intent.playbook} on {', '.join(run.intent.hosts)} {verb}."
 
 
 def close(state: State, playbook: str) -> str:
-    """Close the circuit breaker of an action."""
-    ledger = Ledger(state.ledger)
-    ledger.close_breaker(playbook)
+    """Close the circuit breaker of an action. Raises ZamuError for one that never ran."""
+    with closing(_ledger(state)) as ledger:
+        if not ledger.close_breaker(playbook):
+            raise ZamuError(
+                f"{playbook!r} never ran here, so there is nothing to close. `zamu runs` shows what did."
+            )
+    ring(state.bells, "ledger")
     return f"{playbook} may be tried again."

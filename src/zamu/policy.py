@@ -29,6 +29,11 @@ class Budget(Section):
             raise ValueError(f"{value!r} is not a budget; write for example 3 in 1h")
         return {"runs": int(match[1]), "within": match[2]}
 
+    def __str__(self) -> str:
+        seconds = int(self.within.total_seconds())
+        units = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
+        return f"{self.runs} in " + next(f"{seconds // n}{u}" for u, n in units if seconds % n == 0)
+
 
 class Breaker(Section):
     """So many failures in a row stop an action, until a time has passed or the operator closes it."""

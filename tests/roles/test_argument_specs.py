@@ -34,6 +34,7 @@ PLAY_KEYS = {
     "gather_facts",
     "hosts",
     "max_fail_percentage",
+    "module_defaults",
     "name",
     "roles",
     "serial",

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from harness import ROOT
+from zamu.changes import stamp
 from zamu.config import Config
 from zamu.event import Event, timestamp
 from zamu.gate.policy import Guard
@@ -23,7 +24,8 @@ from zamu.gate.settings import Settings
 from zamu.inventory import Inventory
 from zamu.journal import Outcome, Record
 from zamu.journal.sqlite import Journal
-from zamu.ledger import Intent
+from zamu.ledger import Answer, Intent, Verdict
+from zamu.ledger.sqlite import Ledger
 from zamu.state import State
 
 SAMPLES = ROOT / "tests" / "samples"
@@ -72,6 +74,16 @@ def by_thread(journal: Journal) -> Callable[[Sequence[Record]], Awaitable[list[O
     return partial(asyncio.to_thread, journal.append)
 
 
+def allow(history: Ledger, approved: bool) -> Verdict:
+    """A guard that allows everything."""
+    return Verdict(Answer.ALLOW)
+
+
+def denied(reason: str) -> Callable[[Ledger, bool], Verdict]:
+    """A guard that denies everything."""
+    return lambda history, approved: Verdict(Answer.DENY, reason)
+
+
 def gate_settings(directory: Path, guard: dict[str, Any] | None = None, **fields: Any) -> Settings:
     """The gate's settings for a state directory of the test's own, with hosts web1 and web2.
 
@@ -80,8 +92,6 @@ def gate_settings(directory: Path, guard: dict[str, Any] | None = None, **fields
     inventory = directory / "inventory"
     inventory.mkdir(exist_ok=True)
     (inventory / "hosts.yml").write_text(json.dumps({"all": {"hosts": {"web1": {}, "web2": {}}}}))
-    from zamu.changes import stamp
-
     state = State(directory / "state")
     state.create()
     known: dict[str, Any] = {
@@ -110,7 +120,7 @@ def python(code: str, *arguments: str, **environment: str) -> subprocess.Popen[s
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")} | environment,
+        env=os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT / 'src'}"} | environment,
     )
 
 

@@ -98,7 +98,7 @@ def test_the_gate_is_told_which_playbook_a_rule_means(tmp_path: Path) -> None:
     assert action["copy_files"] is False
     assert action["extra_vars"] == {
         "unit": "{{ event.alert.labels.name }}",
-        ACTION_KEY: {"playbook": "mend", "path": path},
+        ACTION_KEY: {"playbook": "mend", "path": path, "throttle": 1.0},
     }
 
 

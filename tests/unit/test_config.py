@@ -84,7 +84,7 @@ def test_everything_can_be_said(write: Write) -> None:
         )
     )
     assert config.intake.address == ("::1", 1)
-    assert config.guard.action("mend").cooldown == timedelta(minutes=1)
+    assert config.guard.cooldown_of("mend") == timedelta(minutes=1)
     assert config.notify.channels[0].urgencies == ("urgent",)
     assert config.sources == {"alertmanager": {"path": "/x"}}
 
@@ -115,7 +115,7 @@ def test_everything_can_be_said(write: Write) -> None:
             "guard:\n  actions:\n    my.play.book:\n      coldown: 1m",
             4,
             "guard.actions.my.play.book.coldown",
-            "this key is unknown; allowed here: cooldown, target",
+            "this key is unknown; allowed here: cooldown, budget, max_hosts, window, trust",
         ),
         ("root: /", 1, "root", "this key is unknown"),
         ("engine:\n  max_runs: many", 2, "engine.max_runs", "Input should be a valid integer"),
@@ -225,10 +225,48 @@ def test_the_guards_policy_is_found_by_playbook(write: Write) -> None:
     guard = load(
         write("guard: {cooldown: 1h, actions: {boma.zamu.restart_unit: {target: [x]}, mine: {cooldown: 2m}}}")
     ).guard
-    assert guard.action("mine").cooldown == timedelta(minutes=2)
-    assert guard.action("boma.zamu.restart_unit").target == ["x"]
-    assert guard.action("boma.zamu.restart_demo_service").cooldown == timedelta(seconds=10)
-    assert (guard.action("other").cooldown, guard.action("other").target) == (timedelta(hours=1), [])
+    cooldowns = {"mine": 120, "boma.zamu.restart_unit": 600, "boma.zamu.restart_demo_service": 10, "x": 3600}
+    assert {name: guard.cooldown_of(name) for name in cooldowns} == {
+        name: timedelta(seconds=seconds) for name, seconds in cooldowns.items()
+    }
+    told = guard.as_told()["actions"]
+    assert told["boma.zamu.restart_unit"]["target"] == ["x"]
+    assert told["boma.zamu.restart_unit"]["cooldown"] == timedelta(minutes=10)
+    assert told["mine"] == {"cooldown": timedelta(minutes=2)}
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "words"),
+    [
+        ("budget: many", "guard.budget", "'many' is not a budget; write for example 3 in 1h"),
+        ("budget: 0 in 1h", "guard.budget.runs", "greater than or equal to 1"),
+        ("budget: 3 in soon", "guard.budget.within", "'soon' is not a duration"),
+        ("trust: blindly", "guard.trust", "'observe', 'propose' or 'auto'"),
+        ("window: night", "guard", "there is no window 'night' in guard.windows"),
+        ("actions: {mend: {window: night}}", "guard", "there is no window 'night' in guard.windows"),
+        ("policies: [{cooldown: 1m}]", "guard.policies.0.match", "Field required"),
+        ("policies: [{match: {host: [a]}}]", "guard.policies.0.match.host", "allowed here: actions, groups"),
+        ("windows: {n: {cron: x, duration: 1h}}", "guard.windows.n", "has not the five fields"),
+        (
+            "windows: {n: {cron: '0 2 * * *', duration: 1h, timezone: Mars}}",
+            "guard.windows.n",
+            "no time zone",
+        ),
+        ("groups: {dns: {healthy: 50}}", "guard", "groups.dns.healthy needs guard.alertmanager"),
+        ("groups: {dns: {concurrency: 0}}", "guard.groups.dns.concurrency", "greater than or equal to 1"),
+        ("alertmanager: {url: am.example.net}", "guard.alertmanager.url", "pattern"),
+    ],
+)
+def test_a_guard_that_cannot_be_meant_is_refused(write: Write, text: str, place: str, words: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(write(f"guard: {{{text}}}"))
+    assert f"zamu.yml:1: {place}: " in str(refused.value)
+    assert words in str(refused.value)
+
+
+def test_runs_are_kept_at_least_as_long_as_events(write: Write) -> None:
+    with pytest.raises(ConfigError, match=r"engine.keep_runs is shorter than intake.keep_events"):
+        load(write("engine: {keep_runs: 1d}"))
 
 
 def test_the_configuration_cannot_be_changed_after_it_was_read() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from unit.helpers import event, intent
+from unit.helpers import allow, denied, event, intent
 from zamu.config import Config
 from zamu.console import Console, introduce
 from zamu.intake.webhook import token_file
@@ -68,7 +68,7 @@ def test_an_event_is_shown_by_what_tells_it_from_its_neighbours(
 
 
 def test_a_run_is_shown_whenever_its_status_changes(ledger: Ledger, show: Callable[[], list[str]]) -> None:
-    run, _ = ledger.claim(intent(), identity(), attempts=1, refuse=lambda _: None)
+    run, _ = ledger.claim(intent(), identity(), attempts=1, judge=allow)
     assert show()[0].endswith("mend on web1: waiting (rule: Rule)")
     ledger.start(run.id, identity())
     assert "running" in show()[0]
@@ -79,7 +79,7 @@ def test_a_run_is_shown_whenever_its_status_changes(ledger: Ledger, show: Callab
 def test_a_letter_is_shown_when_it_was_delivered(ledger: Ledger, show: Callable[[], list[str]]) -> None:
     ledger.tell(Message("title", "body\nof two lines"))
     assert show() == []
-    ledger.delivered(1, "mail")
+    ledger.delivered([1], "mail")
     assert show()[0].endswith("title | body of two lines (by mail)")
 
 
@@ -96,10 +96,10 @@ def test_nothing_from_outside_reaches_the_terminal_as_anything_but_text(
         intent(playbook=HOSTILE, rule=HOSTILE, hosts=[HOSTILE]),
         identity(),
         attempts=1,
-        refuse=lambda _: HOSTILE,
+        judge=denied(HOSTILE),
     )
     ledger.tell(Message(HOSTILE, HOSTILE))
-    ledger.delivered(1, HOSTILE)
+    ledger.delivered([1], HOSTILE)
     shown = show()
     assert len(shown) == 4
     assert all(line.isprintable() for line in shown)
@@ -110,10 +110,10 @@ def test_what_was_there_before_it_began_is_not_shown(
     state: State, journal: Journal, ledger: Ledger, capsys: Capture
 ) -> None:
     journal.append([record("am", alert())])
-    run, _ = ledger.claim(intent(), identity(), attempts=1, refuse=lambda _: None)
+    run, _ = ledger.claim(intent(), identity(), attempts=1, judge=allow)
     ledger.finish(run.id, Status.FAILED)
     ledger.tell(Message("title"))
-    ledger.delivered(1, "mail")
+    ledger.delivered([1], "mail")
     with closing(Console(state)) as console:
         console.show()
     [line] = capsys.readouterr().out.splitlines()
@@ -126,7 +126,7 @@ def test_how_to_try_it_is_a_command_that_a_shell_takes_as_it_stands(tmp_path: Pa
     introduce(Config(root=tmp_path), state)
     assert "curl" not in capsys.readouterr().out
     token_file(state.tokens, "alertmanager").write_text("t\n")
-    write_atomically(state.gate, json.dumps({"hosts": ["web1"]}))
+    write_atomically(state.gate, json.dumps({"found": {"hosts": ["web1"]}}))
     introduce(Config(root=tmp_path), state)
     shown = capsys.readouterr().out
     assert "Its page: http://127.0.0.1:8470/" in shown

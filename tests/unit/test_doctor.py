@@ -588,7 +588,7 @@ def test_what_died_and_what_waits(patient: Patient, journal: Journal, ledger: Le
     journal.append([as_record("am", event("a", received_at=moment(hours=1))), as_record("am", bad)])
     ledger.tell(Message("title"))
     ledger.tell(Message("title"))
-    ledger.postpone(2, "mail: refused", timedelta(hours=1))
+    ledger.postpone([2], "mail: refused", timedelta(hours=1))
     found = {one.what: one for one in record.contents(patient)}
     assert "2 kept, 1 deliveries pending, the oldest since " in found["events"].found
     assert found["dead letters"].found == "1; the last one: no such field"

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from harness import ROOT, wait_until
-from unit.helpers import gate_settings, intent, moment
+from unit.helpers import allow, gate_settings, intent, moment
 from zamu.gate import door
-from zamu.gate.settings import ACTION_KEY, NO_HOST, RECORDED, VARIABLE, Policy, Settings
+from zamu.gate.settings import ACTION_KEY, NO_HOST, RECORDED, VARIABLE, Settings
 from zamu.ledger import Run, Status
 from zamu.ledger.sqlite import Ledger
 from zamu.processes import identity
@@ -35,13 +35,14 @@ with (here / "calls").open("a") as calls:
     calls.write(json.dumps([sys.argv[1:], variables, dict(os.environ)]) + "\\n")
 attempt = len((here / "calls").read_text().splitlines())
 
-def did(host, role="verify_unit", status="ok", text=""):
+def did(host, role="verify_unit", status="ok", text="", changed=False):
     with_ledger = Ledger(Path(os.environ["ZAMU_STATE"]) / "ledger.db")
-    with_ledger.record(os.environ["ZAMU_RUN_ID"], TaskResult("play", role, "Ask", host, status, False, text))
+    with_ledger.record(os.environ["ZAMU_RUN_ID"], TaskResult("play", role, "Ask", host, status, changed, text))
     with_ledger.close()
 
 {behaviour}
 """
+NO_LIMITS: dict[str, Any] = {"cooldown": "0s"}
 VERIFIED = 'did("web1"); did("web2")'
 
 
@@ -66,7 +67,7 @@ class Gate:
             )
         )
         ansible.chmod(0o755)
-        fields.setdefault("default_policy", Policy(0.0, []))
+        fields["guard"] = NO_LIMITS | fields.get("guard", {})
         self.settings = gate_settings(self.directory, ansible_playbook=str(ansible), **fields)
         self._monkeypatch.setenv(VARIABLE, str(self.settings.save()))
 
@@ -137,7 +138,7 @@ def test_another_event_playbook_or_variable_is_another_run(gate: Gate, change: d
 def test_who_waits_for_a_claim_sees_its_run_end_though_the_claimer_lives_on(gate: Gate) -> None:
     """The supervisor claims what it resumes, hands it to a worker, and lives on."""
     with closing(Ledger(gate.directory / "state" / "ledger.db")) as ledger:
-        run, _ = ledger.claim(intent(), identity(), attempts=3, refuse=lambda _: None)
+        run, _ = ledger.claim(intent(), identity(), attempts=3, judge=allow)
         ended: list[Run] = []
         waiting = threading.Thread(
             target=lambda: ended.append(door.see_through(gate.settings, ledger, intent()))
@@ -216,6 +217,41 @@ def test_without_ansible_the_run_has_failed(gate: Gate) -> None:
     (gate.directory / "ansible-playbook").unlink()
     assert gate.call(gate.variables()) == RECORDED
     assert str(gate.runs[0].reason).startswith("Ansible could not be started: ")
+
+
+def test_a_dry_run_is_in_check_mode_and_says_what_it_would_have_done(gate: Gate) -> None:
+    gate.behave(
+        'did("web1", role="restart_unit", changed=True)\n'
+        'did("web1", role="restart_unit")\n'
+        'did("web1", role="verify_unit", status="failed")\n'
+        "sys.exit(2)",
+        guard={"dry_run": True},
+    )
+    assert gate.call(gate.variables()) == 0
+    [run] = gate.runs
+    assert (run.status, run.dry, run.verified) == (Status.SUCCESSFUL, True, None)
+    assert run.reason == "Dry run. It would have done: Ask (web1)."
+    [(arguments, _, _)] = gate.calls
+    assert {"--check", "--diff"} <= {*arguments}
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ('did("web1", role="restart_unit")', "Dry run. It would have done: nothing."),
+        (
+            'did("web1", role="restart_unit", status="failed", text="no such unit"); sys.exit(2)',
+            "Dry run. Ask (web1): no such unit",
+        ),
+        ("sys.exit(4)", "Dry run. ansible-playbook ended with 4; see logs/run-"),
+    ],
+)
+def test_a_dry_run_that_would_do_nothing_or_fail_says_so(gate: Gate, behaviour: str, reason: str) -> None:
+    gate.behave(behaviour, guard={"dry_run": True})
+    code = gate.call(gate.variables())
+    [run] = gate.runs
+    assert str(run.reason).startswith(reason)
+    assert (code == 0) == (run.status is Status.SUCCESSFUL) == ("nothing" in reason)
 
 
 DENIED: list[tuple[str, Callable[[Gate], list[str]], str]] = [
@@ -303,7 +339,7 @@ def test_the_hosts_of_a_call_are_a_set_and_the_marker_for_no_host_is_none(gate: 
 
 
 def test_the_target_is_the_hosts_and_what_the_policy_names(gate: Gate) -> None:
-    gate.behave(VERIFIED, policies={"mend": Policy(600.0, ["unit"])})
+    gate.behave(VERIFIED, guard={"actions": {"mend": {"cooldown": "10m", "target": ["unit"]}}})
     codes = [
         gate.call(gate.variables(uuid, unit=unit), limit)
         for uuid, unit, limit in (
@@ -385,7 +421,7 @@ def test_an_inventory_that_cannot_be_read_lets_nothing_through(gate: Gate) -> No
     assert gate.call(variables) == RECORDED
     assert gate.calls == []
     [run] = gate.runs
-    assert run.status is Status.DENIED
+    assert run.status is Status.DEFERRED
     assert "cannot be read" in str(run.reason)
 
 

@@ -113,7 +113,40 @@ def test_states_are_kept_apart_by_source_and_by_key(journal: Journal) -> None:
 
 def test_what_only_the_journal_reads_is_not_delivered(journal: Journal) -> None:
     told(journal, "firing 1")
-    assert set(journal.read("Rules", "am", 0, 1)[0][1]["meta"]) == {"uuid", "source", "received_at"}
+    meta = journal.read("Rules", "am", 0, 1)[0][1]["meta"]
+    assert set(meta) == {"uuid", "source", "received_at", "subject"}
+    assert meta["subject"] == {"key": "disk", "state": "firing 1"}
+
+
+def test_a_thing_is_as_its_event_says_until_it_changes(journal: Journal) -> None:
+    journal.append([record("am", state_event("disk", "firing 1")), record("am", event("once"))])
+    assert [journal.holds(offset) for offset in (1, 2)] == [True, True]
+    journal.append([record("other", state_event("disk", "x")), record("am", state_event("cpu", "x"))])
+    assert journal.holds(1)
+    journal.append([record("am", state_event("disk", "resolved"))])
+    assert [journal.holds(offset) for offset in (1, 2, 5)] == [False, True, True]
+    journal.append([record("am", state_event("disk", "firing 1"))])
+    assert journal.holds(1)  # it fires again
+    assert not journal.holds(99)
+
+
+def test_the_hosts_of_which_most_alerts_tell_are_named(journal: Journal) -> None:
+    def alerts(host: str, count: int, status: str = "firing", **meta: object) -> None:
+        for number in range(count):
+            found = event(f"{host} {status} {number} {meta}")
+            found["alert"] = {"status": status, "labels": {"alertname": "Down", "instance": host}}
+            found["meta"] |= meta
+            journal.append([record("am", found)])
+
+    alerts("web1", 2, hosts=["web1"])
+    alerts("switch1", 3)
+    alerts("web2", 9, "resolved")
+    alerts("web1", 9, hosts=["web1"], returned={"run": 1})
+    journal.append([record("am", event("other"))])
+    since = datetime.now(UTC) - timedelta(hours=1)
+    assert journal.causes(since, 9) == [("switch1 (Down)", 3), ("web1 (Down)", 2)]
+    assert journal.causes(since, 1) == [("switch1 (Down)", 3)]
+    assert journal.causes(datetime.now(UTC) + timedelta(hours=1), 9) == []
 
 
 @pytest.mark.parametrize(

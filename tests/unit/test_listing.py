@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from harness import wait_until
-from unit.helpers import event, intent, moment
+from unit.helpers import allow, denied, event, intent, moment
 from zamu import alarms
 from zamu.doorbell import ring
 from zamu.event import timestamp
@@ -144,7 +144,7 @@ def test_the_first_event_of_a_time_is_found_by_halving(state: State, journal: Jo
 
 
 def test_a_run_counts_that_ended_since_then(state: State, ledger: Ledger) -> None:
-    run, _ = ledger.claim(intent(), identity(), attempts=1, refuse=lambda _: None)
+    run, _ = ledger.claim(intent(), identity(), attempts=1, judge=allow)
     time.sleep(0.01)
     between = moment()
     assert listed(state, "runs", "--since", between) == []
@@ -203,10 +203,10 @@ def test_a_short_list_that_nobody_reads_ends_well(state: State, journal: Journal
 
 
 def test_a_run_is_a_line_whenever_its_status_changes(state: State, ledger: Ledger, follow: Any) -> None:
-    first, _ = ledger.claim(intent("1"), identity(), attempts=1, refuse=lambda _: None)
+    first, _ = ledger.claim(intent("1"), identity(), attempts=1, judge=allow)
     following = follow("runs", "--json")
     assert json.loads(following.line())["status"] == "waiting"
-    ledger.claim(intent("2"), identity(), attempts=1, refuse=lambda _: "no")
+    ledger.claim(intent("2"), identity(), attempts=1, judge=denied("no"))
     ring(state.bells, "ledger")
     assert json.loads(following.line())["status"] == "denied"
     for change, status in (
@@ -230,7 +230,7 @@ def test_messages_and_alarms_are_followed_in_one_order(state: State, ledger: Led
     following = follow("messages", "--json")
     shown = [json.loads(following.line()) for _ in range(3)]
     assert [row["title"] for row in shown] == ["first", "zamu: second", "third"]
-    ledger.delivered(1, "mail")
+    ledger.delivered([1], "mail")
     book.answered(book.letters[0], "phone", [])
     alarms.write(state, book)
     ring(state.bells, "ledger")
@@ -248,7 +248,7 @@ def test_a_ledger_that_comes_later_is_followed(state: State, journal: Journal, f
     wait_until(lambda: list(state.bells.iterdir()), 30, str)
     assert not state.ledger.exists()
     ledger = Ledger(state.ledger)
-    ledger.claim(intent(), identity(), attempts=1, refuse=lambda _: None)
+    ledger.claim(intent(), identity(), attempts=1, judge=allow)
     ring(state.bells, "ledger")
     assert json.loads(following.line())["status"] == "waiting"
     ledger.close()
@@ -291,7 +291,7 @@ def plain(text: str) -> str:
 
 
 def test_a_terminal_gets_a_table_in_colour_that_fits_its_width(state: State, ledger: Ledger) -> None:
-    run, _ = ledger.claim(intent(), identity(), attempts=1, refuse=lambda _: None)
+    run, _ = ledger.claim(intent(), identity(), attempts=1, judge=allow)
     ledger.finish(run.id, Status.FAILED, reason="a long reason " * 20)
     shown = on_a_terminal(state, "runs", columns=70)
     assert "\x1b[31m" in shown
@@ -300,7 +300,7 @@ def test_a_terminal_gets_a_table_in_colour_that_fits_its_width(state: State, led
 
 
 def test_a_line_on_a_terminal_is_cut_to_its_width(state: State, ledger: Ledger) -> None:
-    run, _ = ledger.claim(intent(), identity(), attempts=1, refuse=lambda _: None)
+    run, _ = ledger.claim(intent(), identity(), attempts=1, judge=allow)
     ledger.finish(run.id, Status.FAILED, reason="a long reason " * 20)
     shown = on_a_terminal(state, "runs", "--follow", columns=70, until="…")
     assert "\x1b[31m" in on_a_terminal(state, "runs", "--follow", columns=150, until="…")
@@ -309,7 +309,7 @@ def test_a_line_on_a_terminal_is_cut_to_its_width(state: State, ledger: Ledger) 
 
 
 def test_without_a_terminal_nothing_is_cut_and_nothing_coloured(state: State, ledger: Ledger) -> None:
-    run, _ = ledger.claim(intent(), identity(), attempts=1, refuse=lambda _: None)
+    run, _ = ledger.claim(intent(), identity(), attempts=1, judge=allow)
     reason = "a long reason " * 100 + "and its end"
     ledger.finish(run.id, Status.FAILED, reason=reason)
     done = subprocess.run(command(state, "runs"), capture_output=True, text=True, check=True)
@@ -335,10 +335,10 @@ def test_nothing_from_outside_reaches_a_terminal_as_anything_but_text(
         intent(playbook=HOSTILE, rule=HOSTILE, hosts=[HOSTILE]),
         identity(),
         attempts=1,
-        refuse=lambda _: HOSTILE,
+        judge=denied(HOSTILE),
     )
     ledger.tell(Message(HOSTILE, HOSTILE))
-    ledger.delivered(1, HOSTILE)
+    ledger.delivered([1], HOSTILE)
     for kind in ("events", "runs", "messages"):
         done = subprocess.run(command(state, kind), capture_output=True, text=True, check=True)
         assert all(line.isprintable() for line in done.stdout.split("\n")), kind

@@ -4,6 +4,7 @@
 import asyncio
 import logging
 from collections.abc import Iterator
+from datetime import timedelta
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from typing import Any
@@ -13,10 +14,12 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from harness import free_port
+from unit.helpers import moment
 from unit.test_host import until
+from zamu import notify
 from zamu.config import Channel, Config, Notify
 from zamu.doorbell import ring
-from zamu.ledger import Message
+from zamu.ledger import Letter, Message
 from zamu.ledger.sqlite import Ledger
 from zamu.notify import CONSOLE, SHOWN, Outbox
 from zamu.secrets import Secret
@@ -105,6 +108,51 @@ async def test_a_letter_is_delivered_once(
     assert (letter.channel, letter.attempts) == ("mail", 1)
 
 
+async def test_many_messages_go_out_as_one_with_counts_by_title(
+    state: State, ledger: Ledger, mailbox: Mailbox, mail_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "_CALM", timedelta(seconds=1))
+    for number in range(400):
+        ledger.tell(Message("web1 is down" if number % 4 else "web2 is down", "words", "low"))
+    ledger.tell(Message("A storm", "the switch", "urgent"), origin="storm x")
+    await send(state, ledger, channel("mail", mail_url))
+    assert [mail["Subject"] for mail in mailbox.mails] == ["A storm", "400 messages, most: web1 is down"]
+    assert mailbox.text().splitlines() == [
+        "300 x web1 is down",
+        "100 x web2 is down",
+        "`zamu messages` shows them all.",
+    ]
+    assert len(ledger.letters("delivered")) == 401
+
+
+async def test_messages_are_gathered_while_more_come_and_then_sent(
+    state: State, ledger: Ledger, mailbox: Mailbox, mail_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "_CALM", timedelta(seconds=2))
+    config = Config(root=state.root, notify=Notify(channels=[channel("mail", mail_url)]))
+    task = asyncio.create_task(Outbox(config, state).run())
+    await until(lambda: list(state.bells.iterdir()))
+    for number in range(40):
+        ledger.tell(Message(f"{number % 10} is down", ""))
+        ring(state.bells, "outbox")
+        await asyncio.sleep(0.01)
+    await until(lambda: len(ledger.letters("delivered")) == 40)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert len(mailbox.mails) <= 6  # at most five before it was known that there are many
+
+
+def test_a_digest_is_as_urgent_as_the_most_urgent_in_it_and_names_few_titles() -> None:
+    letters = [
+        Letter(number, Message(f"{number}", "", urgency), moment(), "waiting", 0)
+        for number, urgency in enumerate(["low", "urgent", *["normal"] * 28])
+    ]
+    found = notify.digest(letters)
+    assert found.urgency == "urgent"
+    assert found.body.splitlines()[-2:] == ["and 10 other titles", "`zamu messages` shows them all."]
+    assert notify.digest(letters[:1]) == letters[0].message
+
+
 async def test_a_letter_that_comes_while_it_waits_is_delivered_when_the_bell_rings(
     state: State, ledger: Ledger, mailbox: Mailbox, mail_url: str
 ) -> None:
@@ -156,8 +204,6 @@ async def test_when_all_fail_the_letter_is_kept_and_that_is_said_once_without_se
 async def test_a_letter_that_was_kept_is_delivered_when_the_channel_is_back(
     state: State, ledger: Ledger, mailbox: Mailbox, mail_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from datetime import timedelta
-
     caplog.set_level(logging.INFO)
     mailbox.closed = True
     ledger.tell(Message("A title", "text"))
@@ -165,7 +211,7 @@ async def test_a_letter_that_was_kept_is_delivered_when_the_channel_is_back(
     task = asyncio.create_task(Outbox(config, state).run())
     await until(lambda: ledger.letters()[0].attempts == 1)
     mailbox.closed = False
-    ledger.postpone(1, "again", timedelta(seconds=-1))  # its time has come
+    ledger.postpone([1], "again", timedelta(seconds=-1))  # its time has come
     ring(state.bells, "outbox")
     await until(lambda: ledger.letters("delivered"))
     await until(lambda: "can be delivered again" in caplog.text)

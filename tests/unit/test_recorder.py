@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from harness import ROOT
-from unit.helpers import DEAD, intent
+from unit.helpers import DEAD, allow, intent
 from zamu.ansible import ansible_environment
 from zamu.config import Config
 from zamu.gate.recorder import TEXT_LIMIT, Recorder, find_state
@@ -51,7 +51,7 @@ def test_a_playbook_by_hand_that_failed_names_its_hosts_and_is_not_verified(stat
 
 
 def test_the_end_of_a_rules_run_is_left_to_the_gate(state: State, ledger: Ledger) -> None:
-    run, _ = ledger.claim(intent(), DEAD, attempts=1, refuse=lambda _: None)
+    run, _ = ledger.claim(intent(), DEAD, attempts=1, judge=allow)
     recorder = Recorder(state, run.id, Path("mend.yml"))
     recorder.record(OK)
     recorder.end([])
@@ -156,7 +156,7 @@ def test_a_real_playbook_by_hand_is_recorded_without_secrets(project: Path, stat
 def test_a_real_playbook_of_a_rule_is_recorded_under_its_run_and_valid_arguments_verify_nothing(
     project: Path, state: State, ledger: Ledger
 ) -> None:
-    run, _ = ledger.claim(intent(), DEAD, attempts=1, refuse=lambda _: None)
+    run, _ = ledger.claim(intent(), DEAD, attempts=1, judge=allow)
     done = play(project, state, "unwell", ZAMU_RUN_ID=run.id)
     assert done.returncode == 2, done.stdout + done.stderr
     assert [one.id for one in ledger.runs()] == [run.id]

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from harness import ROOT
-from unit.helpers import intent
+from unit.helpers import allow, intent
 from unit.hosting import hosting
 from unit.test_host import until
 from zamu.doorbell import ring
 from zamu.errors import ConfigError
 from zamu.journal.sqlite import Journal
-from zamu.ledger import Status
+from zamu.ledger import PASSED_ON, Status
 from zamu.ledger.sqlite import Ledger
 from zamu.processes import identity
 from zamu.state import State
@@ -25,7 +25,7 @@ HOSTS: dict[str, dict[str, Any]] = {"web1": {}}
 
 def end(ledger: Ledger, key: str, status: Status = Status.SUCCESSFUL, **fields: Any) -> str:
     """A run that ended; returns its id."""
-    run, _ = ledger.claim(intent(key, **fields), identity(), attempts=1, refuse=lambda _: None)
+    run, _ = ledger.claim(intent(key, **fields), identity(), attempts=1, judge=allow)
     ledger.finish(run.id, status, reason="a reason")
     return run.id
 
@@ -74,7 +74,9 @@ async def test_what_only_tells_and_what_a_person_started_is_left_out(
         end(ledger, "a", playbook="boma.zamu.notify")
         by_hand = ledger.open_by_hand(intent("b", rule="by hand"), identity())
         ledger.finish(by_hand, Status.FAILED)
-        ledger.claim(intent("c"), identity(), attempts=1, refuse=lambda _: None)
+        ledger.claim(intent("c"), identity(), attempts=1, judge=allow)
+        for status in PASSED_ON:  # what goes on in their place is told
+            end(ledger, str(status), status)
         last = end(ledger, "d")
         await house.start(house.source("runs", state=str(state.root)))
         await until(lambda: house.events)

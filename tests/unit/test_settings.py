@@ -2,20 +2,49 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from unit.helpers import gate_settings
+from zamu import config
 from zamu.errors import ConfigError, ZamuError
 from zamu.gate import settings
-from zamu.gate.settings import Policy
+from zamu.inventory import Inventory
+
+#: Every key of the section, with a value that is not its default.
+FULL: dict[str, Any] = {
+    "cooldown": "7m",
+    "budget": "2 in 90s",
+    "max_hosts": 9,
+    "window": "night",
+    "trust": "propose",
+    "dry_run": True,
+    "breaker": {"failures": 2, "closes_after": "5m"},
+    "while_blind": True,
+    "control_node": True,
+    "actions": {"mend": {"cooldown": "5s", "target": ["unit"], "budget": {"runs": 1, "within": "1h"}}},
+    "policies": [{"match": {"actions": ["mend"], "severities": ["critical"]}, "dry_run": False}],
+    "groups": {"dns": {"concurrency": 1, "healthy": 50}},
+    "windows": {"night": {"cron": "0 2 * * *", "duration": "2h", "timezone": "Europe/Berlin"}},
+    "never_touch": ["web1"],
+    "control_nodes": ["web2"],
+    "heartbeat": {"alertname": "DeadMansSwitch", "within": "10m"},
+    "storm": {"actions": 5, "within": "10s", "calm": "20s"},
+    "alertmanager": {"url": "https://alerts.example.net", "token": "env:AM_TOKEN", "ca": "ca.pem"},
+}
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved = gate_settings(tmp_path, policies={"mend": Policy(5.0, ["unit"])}, environment={"ANSIBLE_X": "1"})
+    monkeypatch.setenv("AM_TOKEN", "s3cr3t")
+    saved = gate_settings(tmp_path, guard=FULL, environment={"ANSIBLE_X": "1"})
     monkeypatch.setenv(settings.VARIABLE, str(saved.save()))
     assert settings.load() == saved
+    asked = saved.guard.alertmanager
+    assert asked is not None
+    assert (asked.token, asked.ca) == ("s3cr3t", str(tmp_path / "ca.pem"))
+    assert set(FULL) == set(config.Guard.model_fields), "a key of the section is not tried"
 
 
 def test_only_its_owner_may_read_the_file(tmp_path: Path) -> None:
@@ -25,9 +54,9 @@ def test_only_its_owner_may_read_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "{", "[]", "{}", "null", '"x"', '{"policies": []}', '{"policies": {"a": 1}}'),
-        '{"policies": {}, "default_policy": {"cooldown": 1, "target": [], "unknown": 2}}',
-        '{"policies": {}, "default_policy": {"cooldown": 1, "target": []}}',
+        *("", "{", "[]", "{}", "null", '"x"', '{"guard": []}', '{"guard": {"actions": 1}}'),
+        '{"guard": {"cooldown": 1, "unknown": 2}}',
+        '{"guard": {"cooldown": "PT1S", "actions": {}, "policies": []}}',
     ],
 )
 def test_a_broken_file_is_refused_with_its_name(
@@ -63,21 +92,17 @@ def test_no_file_is_refused(monkeypatch: pytest.MonkeyPatch, name: str | None) -
         settings.load()
 
 
-def test_a_playbook_without_a_policy_of_its_own_has_the_default(tmp_path: Path) -> None:
-    known = gate_settings(tmp_path, policies={"mend": Policy(5.0, [])})
-    assert known.policy("mend") == Policy(5.0, [])
-    assert known.policy("other") == Policy(300.0, [])
-
-
 def test_the_inventory_is_not_read_again_while_its_files_are_the_same(tmp_path: Path) -> None:
     # Were it read, web9 would not be in it.
-    assert replace(gate_settings(tmp_path), hosts=["web9"]).known_hosts() == {"web9"}
+    assert replace(gate_settings(tmp_path), found=Inventory(frozenset({"web9"}), {})).known().hosts == {
+        "web9"
+    }
 
 
 def test_the_inventory_is_read_again_when_a_file_of_it_changed(tmp_path: Path) -> None:
     known = gate_settings(tmp_path)
     (tmp_path / "inventory" / "more.yml").write_text('{"all": {"hosts": {"web3": {}}}}')
-    assert known.known_hosts() == {"web1", "web2", "web3"}
+    assert known.known().hosts == {"web1", "web2", "web3"}
 
 
 def test_an_inventory_that_disappeared_is_an_error_and_not_an_empty_one(tmp_path: Path) -> None:
@@ -85,7 +110,7 @@ def test_an_inventory_that_disappeared_is_an_error_and_not_an_empty_one(tmp_path
     (tmp_path / "inventory" / "hosts.yml").unlink()
     (tmp_path / "inventory").rmdir()
     with pytest.raises(ConfigError, match="inventory directory .* does not exist"):
-        known.known_hosts()
+        known.known()
 
 
 def test_a_playbook_gets_none_of_what_ansible_runner_set(

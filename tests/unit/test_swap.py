@@ -11,7 +11,7 @@ import yaml
 
 from unit.helpers import event
 from zamu.documents import Document
-from zamu.engine.swap import Swap, load, longest_window, swap
+from zamu.engine.swap import Swap, load, longest_window, swap, throttle
 from zamu.journal import Consumer, record
 from zamu.journal.sqlite import Journal
 from zamu.rulebooks import Rulebooks, Ruleset
@@ -23,6 +23,22 @@ THROTTLED = {**SINGLE, "name": "throttled", "throttle": {"once_within": "10 minu
 LATE = {**SINGLE, "name": "late", "throttle": {"once_after": "5 minutes"}}
 MISSING = {"name": "missing", "condition": {"not_all": ["event.a == 1"], "timeout": "3 hours"}}
 BOTH = {"name": "both", "condition": {"all": ["event.a == 1", "event.a == 2"]}}
+
+
+@pytest.mark.parametrize(
+    ("rule", "seconds"),
+    [
+        (SINGLE, 0.0),
+        (THROTTLED, 600.0),
+        (LATE, None),
+        (MISSING, None),
+        (BOTH, None),
+        ({**SINGLE, "throttle": {"accumulate_within": "5 minutes", "threshold": 3}}, None),
+        ({**SINGLE, "condition": {"any": ["event.a == 1", "event.b == 1"]}}, 0.0),
+    ],
+)
+def test_how_soon_an_event_sets_its_rule_off_again(rule: dict[str, Any], seconds: float | None) -> None:
+    assert throttle(rule) == seconds
 
 
 @pytest.mark.parametrize(

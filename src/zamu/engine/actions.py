@@ -15,6 +15,7 @@ from copy import copy
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import yaml
 from ansible_rulebook.action.control import Control
 from ansible_rulebook.action.metadata import Metadata
 from ansible_rulebook.action.run_playbook import RunPlaybook
@@ -25,7 +26,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 
 from zamu.doorbell import ring
 from zamu.engine import swap
-from zamu.event import printable
+from zamu.event import RETURNED, printable
 from zamu.gate.door import announce, intent_of, metas, see_through, understand
 from zamu.gate.guard import Guard
 from zamu.gate.inert import plain
@@ -122,7 +123,7 @@ def see_actions_through(state: State) -> None:
     if getattr(own, "by_zamu", False):
         return
     _RunPlaybook.ledger = ledger = Ledger(state.ledger)
-    judged = swap.load(state).judged
+    judged, rules = swap.load(state).judged, _rules(state)
 
     async def call(
         runner: RuleSetRunner, metadata: Metadata, action: str, arguments: Mapping[str, Any], *match: Any
@@ -131,7 +132,8 @@ def see_actions_through(state: State) -> None:
         if action == "run_playbook" and (before or {}).get("status") not in COMPLETED_STATUSES:
             events = metas(match[-1].data.values())
             heard = bool(events) and all(REDELIVERED in event for event in events)
-            if not (heard and metadata.rule in judged.get(metadata.rule_set, [])):
+            known = heard and metadata.rule in judged.get(metadata.rule_set, [])
+            if not known and not _is_for_another(metadata, events, rules):
                 await _run_playbook(own, state, ledger, runner, metadata, arguments, *match)
             # The engine's own bookkeeping for this action, without doing it once more.
             action, arguments = "none", MappingProxyType({})
@@ -140,6 +142,24 @@ def see_actions_through(state: State) -> None:
     call.by_zamu = True  # type: ignore[attr-defined]
     RuleSetRunner._call_action = call
     ACTION_CLASSES["run_playbook"] = _RunPlaybook
+
+
+def _rules(state: State) -> frozenset[tuple[str, str]]:
+    """The rules that this engine was started with, each with its ruleset."""
+    composed = yaml.safe_load((state.engine / "rulebook.yml").read_text())
+    return frozenset((ruleset["name"], rule["name"]) for ruleset in composed for rule in ruleset["rules"])
+
+
+def _is_for_another(
+    metadata: Metadata, events: list[dict[str, Any]], rules: frozenset[tuple[str, str]]
+) -> bool:
+    """Whether these events went round once more only for another rule: to this one they are nothing new.
+
+    When that rule is not there any more, it is as if they were new.
+    """
+    meant = {(returned["ruleset"], returned["rule"]) for event in events if (returned := event.get(RETURNED))}
+    others = len(meant) > 0 and all(RETURNED in event for event in events)
+    return others and (metadata.rule_set, metadata.rule) not in meant and not meant.isdisjoint(rules)
 
 
 async def _run_playbook(

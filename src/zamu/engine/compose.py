@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from zamu.config import Config
+from zamu.engine import swap
 from zamu.engine.check import examine
 from zamu.engine.check.rules import actions
 from zamu.gate.settings import ACTION_KEY, NO_HOST
@@ -48,7 +49,7 @@ def _ruleset(config: Config, ruleset: Ruleset) -> dict[str, Any]:
     for rule in data["rules"]:
         for _, action in actions(rule):
             if "run_playbook" in action:
-                _run_playbook(config, action["run_playbook"])
+                _run_playbook(config, action["run_playbook"], swap.throttle(rule))
     return {
         **data,
         "hosts": NO_HOST,
@@ -70,12 +71,12 @@ def _ruleset(config: Config, ruleset: Ruleset) -> dict[str, Any]:
     }
 
 
-def _run_playbook(config: Config, arguments: dict[str, Any]) -> None:
-    """Tell the gate which playbook an action means."""
+def _run_playbook(config: Config, arguments: dict[str, Any], throttle: float | None) -> None:
+    """Tell the gate which playbook an action means, and whether its rule could want it once more."""
     name, path = find_playbook(arguments["name"], config.playbooks)
     arguments["name"] = str(path)
     arguments["copy_files"] = False
     arguments["extra_vars"] = {
         **(arguments.get("extra_vars") or {}),
-        ACTION_KEY: {"playbook": name, "path": str(path)},
+        ACTION_KEY: {"playbook": name, "path": str(path), "throttle": throttle},
     }

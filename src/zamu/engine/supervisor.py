@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -37,6 +38,7 @@ log = logging.getLogger("zamu.engine")
 #: An engine that ran this long was well; when it ends then, the waiting times begin anew. Seconds.
 _WELL = 300
 _END_PATIENCE = 15
+_PRUNE_EVERY = 86_400
 
 
 class EngineEnded(Exception):
@@ -70,7 +72,7 @@ class Supervisor:
         self._journal.subscribe(self._rulebooks.consumers)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(keep_running(self._run, failed=self._say_down, well=_WELL))
-            for task in (self._resume_killed, self._watch_rulebooks, self._look_after_held):
+            for task in (self._resume_killed, self._watch_rulebooks, self._look_after_held, self._prune):
                 tasks.create_task(keep_running(task, failed=self._say_disturbed))
 
     def _end_leftover(self) -> None:
@@ -100,6 +102,9 @@ class Supervisor:
             max_attempts=config.engine.max_attempts,
             run_timeout=config.engine.run_timeout.total_seconds(),
         )
+        strangers = settings.guard.strangers(found)
+        if strangers:
+            log.warning("guard names what the inventory does not know: %s.", ", ".join(strangers))
         os.environ[gate.VARIABLE] = str(settings.save())
         launch.install_door(state)
         write_atomically(state.engine / "rulebook.yml", compose(config, rulebooks))
@@ -195,9 +200,24 @@ class Supervisor:
 
     async def _look_after_held(self) -> None:
         held = holding.Holding(self._state, self._journal, self._ledger)
+        with closing(Doorbell(self._state.bells, "ledger")) as bell:
+            while True:
+                await asyncio.to_thread(held.look, self._settings)
+                await asyncio.sleep(holding.PAUSE)
+                await bell.wait(holding.EVERY)
+
+    async def _prune(self) -> None:
+        """Remove what is older than runs are kept: from the ledger, and what their playbooks printed."""
+        age = self._config.engine.keep_runs
         while True:
-            await asyncio.sleep(holding.EVERY)
-            await asyncio.to_thread(held.look, self._settings)
+            removed = await asyncio.to_thread(self._ledger.prune, age)
+            oldest = time.time() - age.total_seconds()
+            for printed in self._state.logs.glob("run-*.log"):
+                if printed.stat().st_mtime < oldest:
+                    printed.unlink()
+            if removed:
+                log.info("Removed %d old runs from the ledger.", removed)
+            await asyncio.sleep(_PRUNE_EVERY)
 
     async def _watch_rulebooks(self) -> None:
         """Check rulebooks that were changed, and have the good ones taken over."""

@@ -90,6 +90,18 @@ def _fires_late(rule: dict[str, Any]) -> bool:
     )
 
 
+def throttle(rule: dict[str, Any]) -> float | None:
+    """For how many seconds a rule lets nothing through that is like what set it off.
+
+    None when its events, heard once more, would not set it off: they were not all that it went by.
+    """
+    said, condition = rule.get("throttle") or {}, rule["condition"]
+    several = isinstance(condition, dict) and not condition.keys().isdisjoint({"all", "not_all"})
+    if several or not said.keys().isdisjoint({"accumulate_within", "once_after"}):
+        return None
+    return _duration(said.get("once_within", "")).total_seconds()
+
+
 def longest_window(ruleset: dict[str, Any]) -> timedelta:
     """How far back what a ruleset heard can still matter to its rules; zero without any window."""
     spoken = []

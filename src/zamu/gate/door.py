@@ -21,7 +21,7 @@ import psutil
 from zamu import processes
 from zamu.doorbell import ring
 from zamu.errors import ZamuError
-from zamu.event import printable
+from zamu.event import RETURNED, printable
 from zamu.gate import inert
 from zamu.gate.guard import Guard
 from zamu.gate.settings import ACTION_KEY, NO_HOST, RECORDED, TELLING, Settings, load
@@ -73,8 +73,8 @@ def _pass(settings: Settings, arguments: list[str]) -> int:
 
 def see_through(settings: Settings, ledger: Ledger, intent: Intent) -> Run:
     """Have `intent` done once: begin its run, or wait for the one that there is; returns its end."""
-    guard = Guard(intent, settings)
     while True:
+        guard = Guard(intent, settings)  # anew: what it has seen of the house may have changed meanwhile
         run, ours = ledger.claim(
             intent,
             processes.identity(),
@@ -87,7 +87,7 @@ def see_through(settings: Settings, ledger: Ledger, intent: Intent) -> Run:
         elif run.ended or run.held:
             return run
         else:
-            _wait_for(run.process)
+            _wait_for(ledger, run)
 
 
 def announce(settings: Settings, ledger: Ledger, run: Run) -> None:
@@ -136,12 +136,16 @@ def _begin(settings: Settings, ledger: Ledger, run: Run) -> None:
     worker.wait()
 
 
-def _wait_for(process: str | None) -> None:
-    """Return when another process has ended, or soon: a run passes from who claimed it to its worker."""
-    found = processes.find(process)
-    if found is not None:
+def _wait_for(ledger: Ledger, run: Run) -> None:
+    """Return when another's run has ended, or its process has: it passes from who claimed it to a worker."""
+    now: Run | None = run
+    while now is not None and not now.ended:
+        found = processes.find(now.process)
+        if found is None:
+            return
         with contextlib.suppress(psutil.TimeoutExpired):
             found.wait(_LOOK_AGAIN)
+        now = ledger.get(run.id)
 
 
 def _read(settings: Settings, arguments: list[str]) -> Intent:
@@ -175,6 +179,8 @@ def understand(settings: Settings, variables: dict[str, Any], hosts: list[str]) 
         target=digest([hosts, target]),
         severity=_severity(matched),
         offsets=[int(event["offset"]) for event in events if "offset" in event],
+        again=any(RETURNED in event for event in events),
+        throttle=action.get("throttle", 0.0),
     )
 
 

@@ -10,6 +10,7 @@ from zamu.cron import Cron
 from zamu.errors import ZamuError
 from zamu.event import now, printable
 from zamu.gate import surroundings
+from zamu.gate.policy import Group
 from zamu.gate.settings import NO_HOST, TELLING, Settings
 from zamu.ledger import Answer, Intent, Verdict
 from zamu.ledger.sqlite import Ledger
@@ -18,6 +19,8 @@ from zamu.ledger.sqlite import Ledger
 _EXACT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
 #: When to ask again where no clock says when the answer will be another.
 _SOON = timedelta(seconds=30)
+#: Likewise where another run has to end first.
+_AFTER_ANOTHER = timedelta(seconds=2)
 
 
 class Guard:
@@ -32,14 +35,15 @@ class Guard:
         self._intent = intent
         self._settings = settings
         self._foreseen: Verdict | None = None
+        self._unwell: set[str] = set()
         if intent.playbook in TELLING:
             return  # it needs no host, and nothing follows from it
         try:
             self._inventory = settings.known()
             self._policy = settings.guard.policy_for(intent, self._inventory)
             self._foreseen = next(self._foresee(), None)
-        except ZamuError as error:
-            self._foreseen = _deny(printable(error))
+        except ZamuError as error:  # it may be known later
+            self._foreseen = _later(printable(error), _moment() + _SOON)
 
     def judge(self, history: Ledger, approved: bool) -> Verdict:
         """The answer. `approved` says that the operator has allowed what the guard asked for."""
@@ -58,25 +62,32 @@ class Guard:
     def _foresee(self) -> Iterator[Verdict]:
         yield from self._depth()
         yield from self._targets()
+        yield from self._groups()
         if self._policy.trust == "observe":
             hosts = ", ".join(self._intent.hosts)
             yield _deny(f"observed only: {self._intent.playbook} would have been run on {hosts}.")
         yield from self._window()
-        moment = datetime.fromisoformat(now())
         blind = not self._policy.while_blind and surroundings.blind(self._settings)
         if blind:
-            yield _later(blind, moment + _SOON)
-        unwell = surroundings.too_few_are_well(self._intent.hosts, self._settings, self._inventory)
-        if unwell:
-            yield _later(unwell, moment + _SOON)
+            yield _later(blind, _moment() + _SOON)
+        if any(group.healthy is not None for group, _ in self._own_groups().values()):
+            self._unwell = surroundings.unwell(self._settings, self._inventory)
 
     def _judge(self, history: Ledger) -> Iterator[Verdict]:
-        moment = datetime.fromisoformat(now())
+        moment = _moment()
         yield from self._storm(history, moment)
         yield from self._busy(history, moment)
         yield from self._cooldown(history, moment)
         yield from self._budget(history, moment)
         yield from self._breaker(history, moment)
+
+    def _own_groups(self) -> dict[str, tuple[Group, frozenset[str]]]:
+        """Of the groups in the policy those that are acted upon, each with all its hosts."""
+        found = {
+            name: (group, self._inventory.members([name]))
+            for name, group in self._settings.guard.groups.items()
+        }
+        return {name: both for name, both in found.items() if not both[1].isdisjoint(self._intent.hosts)}
 
     def _depth(self) -> Iterator[Verdict]:
         depth, most = self._intent.depth, self._settings.max_depth
@@ -110,10 +121,22 @@ class Guard:
         if policy.max_hosts is not None and len(hosts) > policy.max_hosts:
             yield _deny(f"too many hosts: {len(hosts)} at once, and at most {policy.max_hosts} are expected.")
 
+    def _groups(self) -> Iterator[Verdict]:
+        """What a group could not bear even if nothing else were wrong with it: waiting does not help."""
+        for name, (group, members) in self._own_groups().items():
+            own = members.intersection(self._intent.hosts)
+            if group.concurrency is not None and len(own) > group.concurrency:
+                yield _deny(
+                    f"too many hosts: {len(own)} of the group {name} at once, and at most "
+                    f"{group.concurrency} of it may be acted upon at a time."
+                )
+            if _too_few(group, members - own, members):
+                yield _deny(_few_words(name, group, members, own))
+
     def _window(self) -> Iterator[Verdict]:
         if self._policy.window is None:
             return
-        window, moment = self._settings.guard.windows[self._policy.window], datetime.fromisoformat(now())
+        window, moment = self._settings.guard.windows[self._policy.window], _moment()
         cron = Cron(window.cron, ZoneInfo(window.timezone))
         opened = next(cron.until(moment), None)
         if opened is None or moment >= opened + window.duration:
@@ -122,50 +145,52 @@ class Guard:
     def _storm(self, history: Ledger, moment: datetime) -> Iterator[Verdict]:
         storm = self._settings.guard.storm
         began = history.storm()
-        if began is None and history.wanted_since(moment - storm.within, TELLING) >= storm.actions:
+        if began is None and history.wanted(moment - storm.within, moment, TELLING) >= storm.actions:
             history.begin_storm(moment)
             began = moment
         if began is not None:
             yield _later(
-                f"storm: {storm.actions} actions or more were wanted within {storm.within}; it is waited "
+                f"storm: {storm.actions} actions or more were wanted within {storm.within}; none is begun "
                 "until it is over.",
                 moment + storm.calm,
             )
 
     def _busy(self, history: Ledger, moment: datetime) -> Iterator[Verdict]:
-        busy = {host: run.intent.playbook for run in history.active() for host in run.intent.hosts}
+        busy = {
+            host: run.intent.playbook
+            for run in history.active()
+            for host in run.intent.hosts
+            if run.intent.playbook not in TELLING and run.intent.key != self._intent.key
+        }
         for host in self._intent.hosts:
             if host in busy:
-                yield _later(f"busy: {busy[host]} runs on {host}.", moment + _SOON)
-        for name, group in self._settings.guard.groups.items():
-            hosts = self._inventory.members([name])
-            if group.concurrency is None or hosts.isdisjoint(self._intent.hosts):
-                continue
-            at_once = sorted(hosts.intersection([*busy, *self._intent.hosts]))
-            if len(at_once) > group.concurrency:
+                yield _later(f"busy: {busy[host]} runs on {host}.", moment + _AFTER_ANOTHER)
+        for name, (group, members) in self._own_groups().items():
+            at_once = members.intersection([*busy, *self._intent.hosts])
+            if group.concurrency is not None and len(at_once) > group.concurrency:
                 yield _later(
                     f"busy: of the group {name} at most {group.concurrency} may be acted upon at a time, and "
-                    f"with this it were {', '.join(at_once)}.",
-                    moment + _SOON,
+                    f"with this it were {', '.join(sorted(at_once))}.",
+                    moment + _AFTER_ANOTHER,
                 )
+            unwell = members & self._unwell | at_once
+            if _too_few(group, members - unwell, members):
+                yield _later(_few_words(name, group, members, unwell), moment + _AFTER_ANOTHER)
 
     def _cooldown(self, history: Ledger, moment: datetime) -> Iterator[Verdict]:
         cooldown, playbook = self._policy.cooldown, self._intent.playbook
-        for last in history.acted(playbook, self._intent.target):
-            if cooldown is not None and moment < last + cooldown:
-                ago = (moment - last).total_seconds()
+        for last in history.acted(self._intent):
+            # A clock that was set back leaves runs in the future. They count, too.
+            if cooldown and moment < last + cooldown:
+                ago = max(0, (moment - last).total_seconds())
                 yield _later(f"cooldown: {playbook} acted here {ago:.0f} s ago.", last + cooldown)
 
     def _budget(self, history: Ledger, moment: datetime) -> Iterator[Verdict]:
         budget, playbook = self._policy.budget, self._intent.playbook
         if budget is None:
             return
-        # A clock that was set back leaves runs in the future. They count, too.
-        spent = [
-            at
-            for at in history.acted(playbook, self._intent.target, budget.runs)
-            if at > moment - budget.within
-        ]
+        acted = history.acted(self._intent, budget.runs)
+        spent = [at for at in acted if at > moment - budget.within]  # likewise
         if len(spent) >= budget.runs:
             yield _later(
                 f"budget: {playbook} acted here {len(spent)} times within {budget.within}.",
@@ -177,12 +202,30 @@ class Guard:
         if breaker is None:
             return
         failed = history.failures_in_a_row(playbook, breaker.failures)
-        if len(failed) >= breaker.failures and moment < failed[0] + breaker.closes_after:
-            yield _later(
-                f"circuit breaker: {playbook} failed {len(failed)} times in a row; "
-                f"`zamu close {playbook}` lets it be tried before.",
-                failed[0] + breaker.closes_after,
-            )
+        if len(failed) < breaker.failures:
+            return
+        words = f"circuit breaker: {playbook} failed {len(failed)} times in a row"
+        closes = max(failed) + breaker.closes_after
+        if moment < closes:
+            yield _later(f"{words}; `zamu close {playbook}` lets it be tried before.", closes)
+        others = [one for one in history.active() if one.intent.key != self._intent.key]
+        if any(one.intent.playbook == playbook for one in others):
+            yield _later(f"{words}, and is just being tried once.", moment + _AFTER_ANOTHER)
+
+
+def _too_few(group: Group, left: frozenset[str], members: frozenset[str]) -> bool:
+    return group.healthy is not None and 100 * len(left) < group.healthy * len(members)
+
+
+def _few_words(name: str, group: Group, members: frozenset[str], unwell: frozenset[str]) -> str:
+    return (
+        f"too few are well: of the group {name} this leaves {len(members - unwell)} of {len(members)}, and "
+        f"{group.healthy} % have to be left; not well or acted upon are {', '.join(sorted(unwell))}."
+    )
+
+
+def _moment() -> datetime:
+    return datetime.fromisoformat(now())
 
 
 def _deny(reason: str) -> Verdict:

@@ -5,6 +5,7 @@ The gate starts before every playbook, so it reads this small file instead of al
 """
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -47,9 +48,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def known(self) -> Inventory:
         """The inventory; read anew when a file of it has changed. Raises ConfigError."""
         path = Path(self.inventory)
-        if stamp(path) == self.inventory_stamp:
+        found = stamp(path)
+        if found == self.inventory_stamp:
             return self.found
-        return inventory.load(path, self.environment)
+        return _read(path, found, tuple(self.environment.items()))
 
     def playbook_environment(self) -> dict[str, str]:
         """The environment of a playbook: ours, without what ansible-runner put into it.
@@ -65,6 +67,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         path = State(Path(self.state)).gate
         write_atomically(path, msgspec.json.encode(self).decode(), mode=0o600)
         return path
+
+
+@lru_cache(1)
+def _read(path: Path, stamped: str, environment: tuple[tuple[str, str], ...]) -> Inventory:
+    """The inventory; once for each state of its files, since that starts a program."""
+    return inventory.load(path, dict(environment))
 
 
 def load() -> Settings:

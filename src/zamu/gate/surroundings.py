@@ -5,6 +5,7 @@ import json
 import ssl
 import time
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -34,32 +35,8 @@ def blind(settings: Settings) -> str | None:
     return f"blind: the heartbeat of the monitoring came last {silent:.0f} s ago."
 
 
-def too_few_are_well(hosts: list[str], settings: Settings, inventory: Inventory) -> str | None:
-    """Why too few hosts of a group would be left well while these are acted upon; None if enough are.
-
-    Raises ZamuError when that has to be known and Alertmanager does not tell.
-    """
-    wanted = {
-        name: group.healthy
-        for name, group in settings.guard.groups.items()
-        if group.healthy is not None and not inventory.members([name]).isdisjoint(hosts)
-    }
-    if not wanted:
-        return None
-    unwell = {*hosts, *_unwell(settings, inventory)}
-    for name, healthy in wanted.items():
-        members = inventory.members([name])
-        left = members - unwell
-        if 100 * len(left) < healthy * len(members):
-            others = ", ".join(sorted(members & unwell))
-            return (
-                f"too few are well: of the group {name} this leaves {len(left)} of {len(members)}, and "
-                f"{healthy} % have to be left; not well or acted upon are {others}."
-            )
-    return None
-
-
-def _unwell(settings: Settings, inventory: Inventory) -> set[str]:
+def unwell(settings: Settings, inventory: Inventory) -> set[str]:
+    """The hosts of which a critical alert fires. Raises ZamuError when Alertmanager does not tell."""
     found = (
         inventory.resolve(str(alert["labels"].get("instance", "")))
         for alert in firing(settings)
@@ -69,10 +46,10 @@ def _unwell(settings: Settings, inventory: Inventory) -> set[str]:
 
 
 def firing(settings: Settings) -> list[dict[str, Any]]:
-    """The alerts that fire, by Alertmanager's API v2. Raises ZamuError when it does not answer."""
+    """The alerts that fire, silenced ones too. Raises ZamuError when Alertmanager does not answer."""
     asked = settings.guard.alertmanager
     assert asked is not None  # zamu.yml is refused otherwise
-    url = f"{asked.url.rstrip('/')}/api/v2/alerts?active=true&silenced=false&inhibited=false"
+    url = f"{asked.url.rstrip('/')}/api/v2/alerts?active=true&silenced=true&inhibited=true"
     request = urllib.request.Request(url)  # noqa: S310 - zamu.yml takes http and https only
     if asked.token:
         request.add_header("Authorization", f"Bearer {asked.token}")
@@ -81,5 +58,5 @@ def firing(settings: Settings) -> list[dict[str, Any]]:
         with urllib.request.urlopen(request, timeout=_TIMEOUT, context=context) as answer:  # noqa: S310 - likewise
             alerts = json.loads(answer.read(_LIMIT))
         return [alert for alert in alerts if isinstance(alert["labels"], dict)]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, HTTPException, ValueError, TypeError, KeyError) as error:
         raise ZamuError(f"Alertmanager ({asked.url}) does not say what fires: {printable(error)}.") from error

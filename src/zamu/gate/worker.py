@@ -13,7 +13,7 @@ from zamu.doorbell import ring
 from zamu.gate import inert
 from zamu.gate.settings import Settings, load
 from zamu.ledger import Run, Status, TaskResult
-from zamu.ledger.sqlite import Ledger, killed
+from zamu.ledger.sqlite import Ledger
 from zamu.state import State
 
 # ansible-playbook's exit code after SIGINT.
@@ -65,7 +65,7 @@ def _judge(ledger: Ledger, settings: Settings, run: Run, code: int | None) -> tu
     if code is None:
         return Status.FAILED, f"The playbook took longer than {settings.run_timeout:.0f} s and was ended."
     if code < 0 or code == _ANSIBLE_INTERRUPTED:
-        return killed(run, settings.max_attempts)
+        return ledger.killed(run, settings.max_attempts)
     results = ledger.tasks(run.id)
     return _judge_dry(run, results, code) if run.dry else _judge_real(run, results, code)
 

@@ -16,7 +16,7 @@ from typing import Any
 from zamu.ansible import collection_paths
 from zamu.config import Config
 from zamu.errors import ConfigError, ZamuError
-from zamu.event import printable
+from zamu.event import Event, printable
 from zamu.intake.foreign import Foreign
 from zamu.intake.queue import Filter, JournalQueue
 from zamu.intake.shelter import Shelter, shelter, source_name
@@ -35,15 +35,18 @@ async def host(
     inventory: Callable[[], Inventory],
     lent: Shelter,
     said: Callable[[str, str | None], None],
+    *,
+    heard: Callable[[Event], None] = lambda _: None,
 ) -> None:
-    """Run one source for ever. `said(source, reason)` is told when it fails, and None when it is back.
+    """Run one source for ever. `said(source, reason)` is told when it fails, and None when it is back;
+    `heard(event)` of each event, repetitions too.
 
     Raises ZamuError at once when the source or a filter does not exist, or when its first life refuses its
     arguments. What an older one refuses was right once, and may be again: that is an outage.
     """
     shelter.set(lent)
     source_name.set(source.id)
-    live = _prepare(source, config, writer, inventory, lent)
+    live = _prepare(source, config, writer, inventory, lent, heard)
     lost, first = False, True
 
     async def life() -> None:
@@ -78,6 +81,7 @@ def _prepare(
     writer: Writer,
     inventory: Callable[[], Inventory],
     lent: Shelter,
+    heard: Callable[[Event], None],
 ) -> Callable[[], Awaitable[None]]:
     """One life of a source as a function: an own one runs here, a foreign one in a child process."""
     collections = collection_paths(config)
@@ -92,7 +96,7 @@ def _prepare(
         loaded: list[Filter] = [
             functools.partial(runpy.run_path(str(one))["main"], **arguments) for one, arguments in filters
         ]
-        queue = JournalQueue(source, loaded, writer, inventory)
+        queue = JournalQueue(source, loaded, writer, inventory, heard)
         return lambda: main(queue, dict(source.arguments))
     foreign = Foreign(
         source,
@@ -103,7 +107,7 @@ def _prepare(
         memory=config.limits.source_memory * 1_048_576,
     )
     foreign.arguments()  # refused now, while somebody looks
-    queue = JournalQueue(source, [], writer, inventory)
+    queue = JournalQueue(source, [], writer, inventory, heard)
     return lambda: foreign.run(queue.put)
 
 

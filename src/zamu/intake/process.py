@@ -14,6 +14,7 @@ from zamu.changes import changes, stamp
 from zamu.config import Config
 from zamu.doorbell import ring
 from zamu.errors import ZamuError
+from zamu.intake.heartbeat import Heartbeat
 from zamu.intake.host import host
 from zamu.intake.hosting import Hosting
 from zamu.intake.returning import put_back
@@ -61,6 +62,7 @@ class Intake:
         )
         self._server = Server(config.intake, config.limits)
         self._troubles: dict[str, str] = {}
+        self._heartbeat = Heartbeat(config.guard.heartbeat, state.heartbeat)
 
     async def run(self) -> None:
         """Serve and host until cancelled; then finish what is being answered."""
@@ -93,7 +95,15 @@ class Intake:
 
     async def _host(self, source: Source) -> None:
         lent = Shelter(self._server, self._state.tokens, self._state.memories, self._config.vault_password)
-        await host(source, self._config, self._writer, lambda: self._inventory, lent, self._said)
+        await host(
+            source,
+            self._config,
+            self._writer,
+            lambda: self._inventory,
+            lent,
+            self._said,
+            heard=self._heartbeat.hear,
+        )
 
     async def _put_back(self) -> None:
         await put_back(self._state, self._journal, self._writer)

@@ -36,7 +36,10 @@ class JournalQueue:
         filters: list[Filter],
         writer: Writer,
         inventory: Callable[[], Inventory],
+        heard: Callable[[Event], None] = lambda _: None,
     ) -> None:
+        """`heard` is told each event, those too that the journal then takes for repetitions."""
+        self._heard = heard
         self._source = source
         self._filters = filters
         self._writer = writer
@@ -48,7 +51,10 @@ class JournalQueue:
         events = data if isinstance(data, list) else [data]
         for apply in self._filters:
             events = [one for event in events for one in _as_list(apply(event))]
-        outcomes = await self._writer.put([self._record(event) for event in events])
+        records = [self._record(event) for event in events]
+        for event in events:
+            self._heard(event)
+        outcomes = await self._writer.put(records)
         if Outcome.UNREADABLE in outcomes:
             log.warning("%s: something unreadable arrived; it is kept as a dead letter.", self._source.id)
 

@@ -5,7 +5,7 @@ import contextlib
 from datetime import UTC, datetime, timedelta
 
 from zamu.doorbell import Doorbell
-from zamu.event import derive_uuid, now
+from zamu.event import RETURNED, derive_uuid, now
 from zamu.journal import record
 from zamu.journal.sqlite import Journal
 from zamu.journal.writer import Writer
@@ -28,6 +28,7 @@ async def put_back(state: State, journal: Journal, writer: Writer) -> None:
         contextlib.closing(Doorbell(state.bells, "ledger")) as bell,
     ):
         while True:
+            since = min(since, datetime.now(UTC) - _OVERLAP)  # a clock may be set back far
             ended = ledger.ended_since(since)
             for run in ended:
                 if run.status is Status.RETURNED and run.id not in done:
@@ -47,6 +48,7 @@ async def _put(run: Run, journal: Journal, writer: Writer) -> None:
             meta = event["meta"] | {
                 "uuid": derive_uuid("returned", run.id, str(offset)),
                 "received_at": now(),
+                RETURNED: {"run": run.number, "ruleset": run.intent.ruleset, "rule": run.intent.rule},
             }
             records.append(record(source, event | {"meta": meta}))
     await writer.put(records)

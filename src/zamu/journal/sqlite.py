@@ -213,7 +213,7 @@ class Journal(Store):
         rows = self._rows(
             "SELECT coalesce(body ->> '$.meta.hosts[0]', body ->> '$.alert.labels.instance', '?') AS host, "
             "min(body ->> '$.alert.labels.alertname') AS name, count(*) AS count FROM events "
-            "WHERE offset > ? AND body ->> '$.alert.status' = 'firing' "
+            "WHERE offset > ? AND body ->> '$.alert.status' = 'firing' AND body -> '$.meta.returned' IS NULL "
             "GROUP BY host ORDER BY count DESC LIMIT ?",
             *(self.before(since), limit),
         )

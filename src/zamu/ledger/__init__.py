@@ -27,16 +27,18 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
     APPROVED = "approved"
+    RELEASED = "released"
     RETURNED = "returned"
 
 
 #: Not begun, and not over: the operator has to answer, or its time has to come.
 HELD = frozenset({Status.ASKED, Status.DEFERRED})
-#: A run with one of these is over, and another one goes on in its place: the next attempt at the same
-#: intent, or what the rules make of its event, which is in the journal again.
-CONTINUED = frozenset({Status.INTERRUPTED, Status.APPROVED, Status.RETURNED})
+#: The next attempt at the same intent goes on in its place.
+RESUMED = frozenset({Status.INTERRUPTED, Status.APPROVED, Status.RELEASED})
 #: A run with one of these is over.
-ENDED = CONTINUED | {Status.SUCCESSFUL, Status.FAILED, Status.DENIED, Status.CANCELLED}
+ENDED = RESUMED | {Status.RETURNED, Status.SUCCESSFUL, Status.FAILED, Status.DENIED, Status.CANCELLED}
+#: It was not begun, and is not the last word: an attempt or an event in its place is.
+PASSED_ON = frozenset({Status.APPROVED, Status.RELEASED, Status.RETURNED})
 
 
 class Answer(StrEnum):
@@ -62,7 +64,9 @@ class Verdict:
 class Intent:
     """What a rule wants done. `key` is the same whenever the same rule wants it of the same event.
 
-    `events` are the uuids of its events, and `offsets` their places in the journal.
+    `events` are the uuids of its events, and `offsets` their places in the journal. `again` says that they
+    went round once more because the guard had said later. `throttle` says for how many seconds the rule
+    lets nothing like it through; None says that its events alone would not set it off once more.
     """
 
     key: str
@@ -77,6 +81,8 @@ class Intent:
     depth: int = 0
     severity: str = ""
     offsets: list[int] = field(default_factory=list)
+    again: bool = False
+    throttle: float | None = 0.0
 
 
 @dataclass(frozen=True)
@@ -110,9 +116,10 @@ class Run:
     def as_json(self) -> dict[str, Any]:
         """The run as `zamu runs --json` prints it."""
         wanted = ("events", "ruleset", "rule", "playbook", "hosts")
-        became = ("status", "verified", "started_at", "finished_at", "reason", "attempt")
+        became = ("status", "verified", "started_at", "finished_at", "until", "reason", "attempt", "dry")
         return {
             "id": self.id,
+            "number": self.number,
             **{name: getattr(self.intent, name) for name in wanted},
             **{name: getattr(self, name) for name in became},
             "status": str(self.status),
@@ -151,9 +158,13 @@ def _cut(text: str, limit: int) -> str:
     return cut if len(cut) == len(text) else f"{cut}…"
 
 
+#: Origins of messages that are never gathered with others into one: those that tell of a storm.
+ALONE = ("storm ", "calm ")
+
+
 @dataclass(frozen=True)
 class Letter:
-    """A message in the outbox."""
+    """A message in the outbox; `alone`: it is never gathered with others into one."""
 
     number: int
     message: Message
@@ -162,6 +173,7 @@ class Letter:
     attempts: int
     channel: str | None = None
     error: str | None = None
+    alone: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The message as `zamu messages --json` prints it."""

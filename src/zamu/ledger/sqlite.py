@@ -4,7 +4,7 @@
 import json
 import sqlite3
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, astuple
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
@@ -13,10 +13,32 @@ from typing import Any
 
 from zamu.database import Store
 from zamu.event import now, timestamp
-from zamu.ledger import Answer, Intent, Letter, Message, Run, Status, TaskResult, Verdict
+from zamu.ledger import (
+    ALONE,
+    HELD,
+    RESUMED,
+    Answer,
+    Intent,
+    Letter,
+    Message,
+    Run,
+    Status,
+    TaskResult,
+    Verdict,
+)
 from zamu.processes import alive
 
-_SCHEMA = """
+#: What a run has that came as far as its playbook, or is on its way there.
+_ACTED = "status IN ('waiting', 'running', 'successful', 'failed', 'interrupted')"
+#: What version 2 has beside the tables of version 1.
+_GUARDED = f"""\
+CREATE INDEX runs_acted ON runs (playbook, target, created_at) WHERE {_ACTED};
+CREATE INDEX runs_begun ON runs (playbook) WHERE started_at IS NOT NULL;
+CREATE INDEX runs_by_creation ON runs (created_at);
+CREATE TABLE breakers (playbook TEXT PRIMARY KEY, closed_after INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE storms (began_at TEXT PRIMARY KEY, over_at TEXT) WITHOUT ROWID;
+"""
+_SCHEMA = f"""
 CREATE TABLE runs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
@@ -37,8 +59,6 @@ CREATE TABLE runs (
     dry INTEGER NOT NULL DEFAULT 0,
     UNIQUE (key, attempt)
 );
-CREATE INDEX runs_by_target ON runs (playbook, target, created_at);
-CREATE INDEX runs_by_creation ON runs (created_at);
 CREATE INDEX runs_by_status ON runs (status);
 CREATE INDEX runs_by_end ON runs (finished_at);
 CREATE TABLE tasks (
@@ -67,28 +87,15 @@ CREATE TABLE outbox (
     error TEXT
 );
 CREATE INDEX outbox_by_state ON outbox (state, next_at);
-CREATE TABLE breakers (
-    playbook TEXT PRIMARY KEY,
-    closed_at TEXT NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE storms (
-    began_at TEXT PRIMARY KEY,
-    over_at TEXT
-) WITHOUT ROWID;
-"""
+{_GUARDED}"""
 _VERSION = 2
 _UPGRADES = {
-    1: """ALTER TABLE runs ADD COLUMN until TEXT;
+    1: f"""\
+ALTER TABLE runs ADD COLUMN until TEXT;
 ALTER TABLE runs ADD COLUMN dry INTEGER NOT NULL DEFAULT 0;
-CREATE INDEX runs_by_creation ON runs (created_at);
-CREATE TABLE breakers (playbook TEXT PRIMARY KEY, closed_at TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE storms (began_at TEXT PRIMARY KEY, over_at TEXT) WITHOUT ROWID;
-"""
+DROP INDEX runs_by_target;
+{_GUARDED}"""
 }
-#: What a run has that came as far as its playbook, or is on its way there.
-_ACTED = "status IN ('waiting', 'running', 'successful', 'failed', 'interrupted')"
-
-
 _ALLOWED = Verdict(Answer.ALLOW)
 
 
@@ -105,23 +112,22 @@ class Ledger(Store):
 
         A run that lives is adopted, one that ended or is held is not done again. One whose process was
         killed becomes `interrupted` and a new attempt begins, up to `attempts` in all; one that was
-        approved begins, too. `judge` is the guard: asked inside the same transaction, so that two
-        claims cannot both be allowed by the same history; it is told whether the operator has approved.
+        approved or released goes on as a new attempt, too. `judge` is the guard, asked before each attempt
+        inside the same transaction, so that two claims cannot both be allowed by the same history; it is
+        told whether the operator has approved.
         """
         with self._transaction():
             last = self._last(intent.key)
             if last is not None and not last.held and not last.ended:
                 if alive(last.process):
                     return last, False
-                self._finish(last.id, *killed(last, attempts))
+                self._finish(last.id, *self.killed(last, attempts))
                 last = self._last(intent.key)
-            if last is not None and last.status not in (Status.INTERRUPTED, Status.APPROVED):
+            if last is not None and last.status not in RESUMED:
                 return last, False
-            attempt = 1 if last is None else last.attempt + 1
-            if last is not None and last.status is Status.INTERRUPTED:
-                return self._insert(intent, attempt, process, Verdict(Answer.ALLOW, dry=last.dry)), True
-            verdict = judge(self, last is not None)
-            return self._insert(intent, attempt, process, verdict), verdict.answer is Answer.ALLOW
+            verdict = judge(self, last is not None and self._was_approved(intent.key))
+            run = self._insert(intent, 1 if last is None else last.attempt + 1, process, verdict)
+            return run, verdict.answer is Answer.ALLOW
 
     def answered(self, intent: Intent, judge: Callable[["Ledger", bool], Verdict]) -> Run | None:
         """The run of `intent` if it is over or held, or becomes so by the guard's answer.
@@ -131,16 +137,38 @@ class Ledger(Store):
         with self._transaction():
             last = self._last(intent.key)
             if last is not None:
-                resumed = last.status in (Status.INTERRUPTED, Status.APPROVED)
-                return last if last.held or (last.ended and not resumed) else None
+                return last if last.held or (last.ended and last.status not in RESUMED) else None
             verdict = judge(self, False)
             return None if verdict.answer is Answer.ALLOW else self._insert(intent, 1, None, verdict)
+
+    def asked_again(self, run: Run, judge: Callable[["Ledger", bool], Verdict], passed: Status) -> bool:
+        """Ask the guard about a run whose time has come; returns whether it is over as `passed`.
+
+        When the guard says later once more, it stays put off until then.
+        """
+        with self._transaction() as connection:
+            verdict = judge(self, self._was_approved(run.intent.key))
+            if verdict.answer is Answer.LATER and verdict.until is not None:
+                connection.execute(
+                    "UPDATE runs SET until = ?, reason = ? WHERE id = ? AND status = ?",
+                    (timestamp(verdict.until), verdict.reason, run.id, Status.DEFERRED),
+                )
+                return False
+            self._finish(run.id, passed, run.reason)
+            return True
+
+    def put_off(self, run_id: str, until: datetime, reason: str) -> None:
+        """A run that is put off has to wait until another time."""
+        self._write(
+            "UPDATE runs SET until = ?, reason = ? WHERE id = ? AND status = ?",
+            *(timestamp(until), reason, run_id, Status.DEFERRED),
+        )
 
     def fail(self, intent: Intent, reason: str) -> None:
         """Write down that `intent` failed before it became a run; once for an intent."""
         with self._transaction():
             if self._last(intent.key) is None:
-                self._finish(self._insert(intent, 1, None).id, Status.FAILED, reason)
+                self._finish(self._insert(intent, 1, None, _ALLOWED).id, Status.FAILED, reason)
 
     def start(self, run_id: str, process: str) -> bool:
         """The run's own process takes it over; False when the run is no longer there to take."""
@@ -186,13 +214,29 @@ class Ledger(Store):
         """Runs in the order in which they were wanted."""
         return self._runs("number > ? ORDER BY number LIMIT ?", after, limit)
 
+    def changed(self, known: Mapping[int, str]) -> list[Run]:
+        """Of runs by their number those whose status is another than is known, in order."""
+        return self._runs(
+            "number IN (SELECT one.number FROM json_each(?) AS known JOIN runs AS one "
+            "ON one.number = CAST(known.key AS INTEGER) WHERE one.status <> known.value) ORDER BY number",
+            json.dumps(known),
+        )
+
+    def counts(self) -> dict[str, int]:
+        """How many runs are not over, by their status."""
+        rows = self._rows(
+            "SELECT status, count(*) AS count FROM runs WHERE status IN (?, ?, ?, ?) GROUP BY status",
+            *(Status.WAITING, Status.RUNNING, *sorted(HELD)),
+        )
+        return {row["status"]: int(row["count"]) for row in rows}
+
     def active(self) -> list[Run]:
         """Runs that wait or run and whose process lives."""
         runs = self._runs("status IN (?, ?) ORDER BY number", Status.WAITING, Status.RUNNING)
         return [run for run in runs if alive(run.process)]
 
     def abandoned(self) -> list[Run]:
-        """Runs that were killed or approved, and are to be begun: the last attempt of each intent.
+        """Runs that were killed, approved or released, and go on: the last attempt of each intent.
 
         What a person started is not: such a run only gets its end written.
         """
@@ -200,9 +244,9 @@ class Ledger(Store):
             if not alive(run.process):
                 self.finish(run.id, Status.INTERRUPTED, reason="The playbook was killed.")
         runs = self._runs(
-            "NOT by_hand AND status IN (?, ?, ?, ?) AND NOT EXISTS (SELECT 1 FROM runs AS later "
+            "NOT by_hand AND status IN (?, ?, ?, ?, ?) AND NOT EXISTS (SELECT 1 FROM runs AS later "
             "WHERE later.key = runs.key AND later.attempt > runs.attempt) ORDER BY number",
-            *(Status.WAITING, Status.RUNNING, Status.INTERRUPTED, Status.APPROVED),
+            *(Status.WAITING, Status.RUNNING, *sorted(RESUMED)),
         )
         return [run for run in runs if run.ended or not alive(run.process)]
 
@@ -210,38 +254,53 @@ class Ledger(Store):
         """Runs that ended at or after a moment, in the order of their ends."""
         return self._runs("finished_at >= ? ORDER BY finished_at, number", timestamp(moment))
 
-    def acted(self, playbook: str, target: str, limit: int = 1) -> list[datetime]:
-        """When the last runs of a playbook on a target were wanted that were allowed, the youngest first."""
-        found = self._runs(
-            f"playbook = ? AND target = ? AND {_ACTED} ORDER BY created_at DESC LIMIT ?",
-            *(playbook, target, limit),
+    def acted(self, intent: Intent, limit: int = 1) -> list[datetime]:
+        """When runs of a playbook on a target were wanted that were allowed, the youngest first.
+
+        Other attempts at the same intent do not count.
+        """
+        rows = self._rows(
+            f"SELECT created_at FROM runs WHERE playbook = ? AND target = ? AND {_ACTED} AND key <> ? "  # noqa: S608 - a constant of this file
+            "ORDER BY created_at DESC LIMIT ?",
+            *(intent.playbook, intent.target, intent.key, limit),
         )
-        return [datetime.fromisoformat(run.created_at) for run in found]
+        return [datetime.fromisoformat(row["created_at"]) for row in rows]
 
     def failures_in_a_row(self, playbook: str, limit: int) -> list[datetime]:
         """When the last runs of a playbook ended, up to the last one that did not fail, the youngest first.
 
-        What was before the operator closed the circuit breaker does not count.
+        What was begun before the operator closed the circuit breaker does not count, and no dry run.
         """
-        found = self._runs(
-            "playbook = ?1 AND status IN ('successful', 'failed') AND NOT by_hand AND started_at IS NOT NULL "
-            "AND finished_at > coalesce((SELECT closed_at FROM breakers WHERE playbook = ?1), '') "
-            "ORDER BY finished_at DESC LIMIT ?2",
+        rows = self._rows(
+            "SELECT status, finished_at FROM runs WHERE playbook = ?1 AND started_at IS NOT NULL "
+            "AND status IN ('successful', 'failed') AND NOT by_hand AND NOT dry "
+            "AND number > coalesce((SELECT closed_after FROM breakers WHERE playbook = ?1), 0) "
+            "ORDER BY number DESC LIMIT ?2",
             *(playbook, limit),
         )
-        failed = takewhile(lambda run: run.status is Status.FAILED, found)
-        return [datetime.fromisoformat(str(run.finished_at)) for run in failed]
+        failed = takewhile(lambda row: row["status"] == Status.FAILED, rows)
+        return [datetime.fromisoformat(row["finished_at"]) for row in failed]
 
-    def close_breaker(self, playbook: str) -> None:
-        """The operator lets an action be tried again that failed too often."""
-        self._write("INSERT OR REPLACE INTO breakers VALUES (?, ?)", playbook, now())
+    def close_breaker(self, playbook: str) -> bool:
+        """The operator lets an action be tried again that failed too often; False when it never ran."""
+        return bool(
+            self._write(
+                "INSERT OR REPLACE INTO breakers SELECT playbook, max(number) FROM runs WHERE playbook = ? "
+                "AND started_at IS NOT NULL GROUP BY playbook",
+                playbook,
+            )
+        )
 
-    def wanted_since(self, moment: datetime, without: Collection[str]) -> int:
-        """How many actions were wanted since a moment, whatever became of them, but for some playbooks."""
+    def wanted(self, since: datetime, until: datetime, without: Collection[str]) -> int:
+        """How many actions were wanted in a time, whatever became of them, but for some playbooks.
+
+        What goes round once more is not wanted anew.
+        """
         row = self._row(
-            "SELECT count(*) AS found FROM runs WHERE created_at > ? AND NOT by_hand AND attempt = 1 "
+            "SELECT count(*) AS found FROM runs WHERE created_at > ? AND created_at <= ? AND NOT by_hand "
+            "AND attempt = 1 AND NOT coalesce(intent ->> '$.again', 0) "
             "AND playbook NOT IN (SELECT value FROM json_each(?))",
-            *(timestamp(moment), json.dumps(list(without))),
+            *(timestamp(since), timestamp(until), json.dumps(list(without))),
         )
         return int(row["found"]) if row else 0
 
@@ -251,16 +310,22 @@ class Ledger(Store):
         return None if row is None else datetime.fromisoformat(row["began_at"])
 
     def begin_storm(self, moment: datetime) -> None:
-        """A storm has begun."""
-        self._write("INSERT OR IGNORE INTO storms (began_at) VALUES (?)", timestamp(moment))
+        """A storm has begun; said by a guard, within its transaction."""
+        self._connection.execute("INSERT OR IGNORE INTO storms (began_at) VALUES (?)", (timestamp(moment),))
 
     def end_storm(self) -> None:
         """The storm is over."""
         self._write("UPDATE storms SET over_at = ? WHERE over_at IS NULL", now())
 
-    def held(self) -> list[Run]:
-        """Runs that wait for the operator (`asked`) or for their time (`deferred`)."""
-        return self._runs("status IN (?, ?) ORDER BY number", Status.ASKED, Status.DEFERRED)
+    def held(self, due: datetime | None = None, after: int = 0) -> list[Run]:
+        """Runs that wait for the operator (`asked`) or for their time (`deferred`), the longest due first.
+
+        With `due`, only those whose time has come by then, and those with a number greater than `after`.
+        """
+        return self._runs(
+            "status IN (?1, ?2) AND (?3 IS NULL OR until <= ?3 OR number > ?4) ORDER BY until, number",
+            *(*sorted(HELD), due and timestamp(due), after),
+        )
 
     def answer(self, number: int, status: Status, reason: str) -> Run | None:
         """The operator's answer to a run that was asked for; None when no such run waits for one."""
@@ -271,9 +336,38 @@ class Ledger(Store):
                 return self.get(run.id)
         return None
 
-    def was_approved(self, key: str) -> bool:
-        """Whether the operator has approved an intent."""
-        return bool(self._runs("key = ? AND status = ?", key, Status.APPROVED))
+    def killed(self, run: Run, attempts: int) -> tuple[Status, str]:
+        """What to write of a run whose playbook was killed: it comes again, `attempts` times in all."""
+        row = self._row(
+            "SELECT count(*) AS count FROM runs WHERE key = ? AND status = ?",
+            *(run.intent.key, Status.INTERRUPTED),
+        )
+        kills = int(row["count"]) + 1 if row else 1
+        if kills < attempts:
+            return Status.INTERRUPTED, "The playbook was killed; it is tried again."
+        return Status.FAILED, f"The playbook was killed {kills} times and is not tried again."
+
+    def prune(self, age: timedelta) -> int:
+        """Remove runs that ended longer ago, with their tasks, and delivered messages; how many runs.
+
+        What is held or runs stays, with all attempts before it.
+        """
+        moment = timestamp(datetime.now(UTC) - age)
+        with self._transaction() as connection:
+            removed = connection.execute(
+                "DELETE FROM runs WHERE finished_at < ? AND NOT EXISTS "
+                "(SELECT 1 FROM runs AS later WHERE later.key = runs.key AND later.finished_at IS NULL)",
+                (moment,),
+            ).rowcount
+            connection.execute(
+                "DELETE FROM tasks WHERE at < ? AND run NOT IN (SELECT id FROM runs)", (moment,)
+            )
+            connection.execute("DELETE FROM outbox WHERE state = 'delivered' AND created_at < ?", (moment,))
+            connection.execute("DELETE FROM storms WHERE over_at < ?", (moment,))
+        return int(removed)
+
+    def _was_approved(self, key: str) -> bool:
+        return bool(self._rows("SELECT 1 FROM runs WHERE key = ? AND status = ?", key, Status.APPROVED))
 
     def tell(self, message: Message, origin: str | None = None) -> bool:
         """Put a message into the outbox. An intent (its key is `origin`) tells once: False after."""
@@ -293,19 +387,24 @@ class Ledger(Store):
         """Messages whose next delivery is to be tried now."""
         return self._letters("state = 'waiting' AND next_at <= ?", now())
 
-    def delivered(self, number: int, channel: str) -> None:
-        """A channel took a message."""
+    def told_since(self, moment: datetime) -> list[Letter]:
+        """Messages that were written after a moment."""
+        return self._letters("created_at > ?", timestamp(moment))
+
+    def delivered(self, numbers: Collection[int], channel: str) -> None:
+        """A channel took messages, each by its number."""
         self._write(
             "UPDATE outbox SET state = 'delivered', attempts = attempts + 1, channel = ?, error = NULL "
-            "WHERE number = ?",
-            *(channel, number),
+            "WHERE number IN (SELECT value FROM json_each(?))",
+            *(channel, json.dumps(list(numbers))),
         )
 
-    def postpone(self, number: int, error: str, delay: timedelta) -> None:
-        """No channel took a message; it is tried again after `delay`."""
+    def postpone(self, numbers: Collection[int], error: str, delay: timedelta) -> None:
+        """No channel took messages; they are tried again after `delay`."""
         self._write(
-            "UPDATE outbox SET attempts = attempts + 1, error = ?, next_at = ? WHERE number = ?",
-            *(error, timestamp(datetime.now(UTC) + delay), number),
+            "UPDATE outbox SET attempts = attempts + 1, error = ?, next_at = ? "
+            "WHERE number IN (SELECT value FROM json_each(?))",
+            *(error, timestamp(datetime.now(UTC) + delay), json.dumps(list(numbers))),
         )
 
     def _finish(self, run_id: str, status: Status, reason: str | None, verified: bool | None = None) -> None:
@@ -315,7 +414,7 @@ class Ledger(Store):
             (status, verified, reason, now(), run_id),
         )
 
-    def _insert(self, intent: Intent, attempt: int, process: str | None, verdict: Verdict = _ALLOWED) -> Run:
+    def _insert(self, intent: Intent, attempt: int, process: str | None, verdict: Verdict) -> Run:
         run_id = str(uuid.uuid4())
         wanted = intent.key, attempt, intent.playbook, intent.target, json.dumps(asdict(intent))
         status = _STATUS[verdict.answer]
@@ -355,13 +454,6 @@ _STATUS = {
 }
 
 
-def killed(run: Run, attempts: int) -> tuple[Status, str]:
-    """What to write of a run whose playbook was killed: it comes again, `attempts` times in all."""
-    if run.attempt < attempts:
-        return Status.INTERRUPTED, "The playbook was killed; it is tried again."
-    return Status.FAILED, f"The playbook was killed {run.attempt} times and is not tried again."
-
-
 def _run(row: sqlite3.Row) -> Run:
     as_they_are = (
         "id",
@@ -388,4 +480,5 @@ def _letter(row: sqlite3.Row) -> Letter:
     return Letter(
         **{name: row[name] for name in as_they_are},
         message=Message(row["title"], row["body"], row["urgency"]),
+        alone=str(row["origin"]).startswith(ALONE),
     )

@@ -4,11 +4,14 @@
 import asyncio
 import math
 import time
+from contextlib import closing
 from html import escape
 
 from aiohttp import web
 
 from zamu.journal.sqlite import Journal
+from zamu.ledger import Status
+from zamu.ledger.sqlite import Ledger
 from zamu.state import State
 from zamu.status.health import health
 from zamu.web import Request, Route
@@ -51,27 +54,35 @@ _COUNT_EVERY = 2.0
 
 
 class _Counts:
-    """The journal's counts, not older than _COUNT_EVERY seconds."""
+    """What journal and ledger count, not older than _COUNT_EVERY seconds."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, state: State, journal: Journal) -> None:
+        self._state = state
         self._journal = journal
         self._lock = asyncio.Lock()
         self._found: dict[str, int] = {}
         self._at = -math.inf
 
     async def get(self) -> dict[str, int]:
-        """Events, pending deliveries and dead letters."""
+        """Events, pending deliveries and dead letters; and runs that are not over, by their status."""
         async with self._lock:
             if time.monotonic() - self._at > _COUNT_EVERY:
-                self._found = await asyncio.to_thread(self._journal.counts)
+                self._found = await asyncio.to_thread(self._count)
                 self._at = time.monotonic()
         return self._found
+
+    def _count(self) -> dict[str, int]:
+        found = self._journal.counts()
+        if self._state.ledger.exists():
+            with closing(Ledger(self._state.ledger)) as ledger:
+                found |= ledger.counts()
+        return found
 
 
 def routes(state: State, journal: Journal) -> dict[str, Route]:
     """The paths of the status pages."""
 
-    journal_counts = _Counts(journal)
+    journal_counts = _Counts(state, journal)
 
     async def healthz(_: Request) -> web.Response:
         found = health(state)
@@ -87,6 +98,8 @@ def routes(state: State, journal: Journal) -> dict[str, Route]:
             "events kept": counts["events"],
             "deliveries pending": counts["pending"],
             "dead letters": counts["dead"],
+            "runs that wait for your answer": counts.get(Status.ASKED, 0),
+            "runs that are put off": counts.get(Status.DEFERRED, 0),
         }
         text = _PAGE.format(
             word=word,
