@@ -68,12 +68,13 @@ torture: setup ## Kill parts of zamu 100 times under load, intake 50 times under
 	@$(BIN)/python bench/torture.py --rounds $(or $(ROUNDS),100) --write
 	@$(BIN)/python bench/source_kills.py --rounds $(or $(ROUNDS),50) --write
 
-bench: setup ## Measure idle cost, latency and throughput on this machine, and keep the figures in bench/results (root: Debian's wrk and webhook)
+bench: setup ## Measure idle cost, latency, throughput and denials on this machine, and keep the figures in bench/results (root: Debian's wrk and webhook)
 	@sh tests/lab/packages.sh wrk webhook
 	@$(BIN)/python bench/idle.py --write
 	@$(BIN)/python bench/latency.py --write
 	@$(BIN)/python bench/intake.py --write
 	@$(BIN)/python bench/suricata.py --write
+	@$(BIN)/python bench/denials.py --write
 
 clean: ## Remove what setup and the tests made (not .zamu, your state)
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .ansible

@@ -73,6 +73,7 @@ class _RunPlaybook(RunPlaybook):  # type: ignore[misc]
     """
 
     ledger: ClassVar[Ledger]
+    room: ClassVar[asyncio.Semaphore]
 
     def __init__(self, metadata: Metadata, control: Control, **arguments: Any) -> None:
         _all_defined(arguments)
@@ -83,7 +84,8 @@ class _RunPlaybook(RunPlaybook):  # type: ignore[misc]
             shutil.rmtree(self.private_data_dir)
             await self.helper.send_status({"rc": RECORDED})
         else:
-            await super().__call__()
+            async with self.room:
+                await super().__call__()
 
     def _is_answered(self) -> bool:
         settings = load()
@@ -117,12 +119,15 @@ def _all_defined(value: Any, name: str = "") -> None:
             _all_defined(child, name)
 
 
-def see_actions_through(state: State) -> None:
-    """Put ourselves between the engine's rules and their playbooks, once in the engine's process."""
+def see_actions_through(state: State, room: int) -> None:
+    """Put ourselves between the engine's rules and their playbooks, once in the engine's process.
+
+    `room` is how many playbooks may run at the same time.
+    """
     own: _Call = RuleSetRunner._call_action  # the engine has no public place for it
     if getattr(own, "by_zamu", False):
         return
-    _RunPlaybook.ledger = ledger = Ledger(state.ledger)
+    _RunPlaybook.ledger, _RunPlaybook.room = (ledger := Ledger(state.ledger)), asyncio.Semaphore(room)
     judged, rules = swap.load(state).judged, _rules(state)
 
     async def call(

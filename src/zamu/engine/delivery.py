@@ -55,7 +55,7 @@ async def deliver(queue: asyncio.Queue[Any], args: dict[str, Any]) -> None:
     state = State(Path(os.environ["ZAMU_STATE"]))
     delivery = _Delivery(state, queue, args)
     await _rules_are_loaded(args["ruleset"])
-    _engine(state.root)
+    _engine(state.root, args["room"])
     delivery.journal.attach(args["ruleset"], args["source"], processes.identity())
     ring(state.bells, "engine")
     try:
@@ -103,13 +103,13 @@ _stop = functools.cache(_Stop)
 
 
 @functools.cache
-def _engine(root: Path) -> asyncio.Task[None]:
+def _engine(root: Path, room: int) -> asyncio.Task[None]:
     """What the engine's process needs once, however many sources it has."""
     # The engine takes every rendered text that contains `$ANSIBLE_VAULT` for something to decrypt, so that
     # a stranger's text could make it drop the action without a word. Nothing composed is vaulted.
     settings.vault.is_encrypted = lambda _: False
     engine.broadcast = _tell_each_ruleset_once
-    see_actions_through(State(root))
+    see_actions_through(State(root), room)
     return asyncio.create_task(_say_heap(State(root)))
 
 

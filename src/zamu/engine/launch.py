@@ -115,7 +115,8 @@ def _command(config: Config, state: State) -> list[str]:
         "--persistence-id": "zamu",
         "--execution-strategy": "parallel",
         "--shutdown-delay": int(config.engine.drain.total_seconds()),
-        "--max-concurrent-actions": config.engine.max_runs,
+        # The engine would look only once a second whether another may begin: see `room` in actions.py.
+        "--max-concurrent-actions": 10_000,
     }
     program = Path(sys.executable).with_name("ansible-rulebook")
     return [str(program), *(str(word) for option in options.items() for word in option)]
