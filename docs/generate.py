@@ -116,7 +116,8 @@ MEANINGS = {
     "guard.storm.actions": "so many actions that are wanted within `guard.storm.within` are a storm: all is "
     "put off",
     "guard.storm.within": "see `guard.storm.actions`",
-    "guard.storm.calm": "for how long nothing new may be wanted before a storm is over",
+    "guard.storm.calm": "for how long nothing new may be wanted before a storm is over; not shorter than "
+    "`guard.storm.within`",
     "guard.alertmanager.url": "where Alertmanager is asked what fires, before what was put off goes on",
     "guard.alertmanager.token": "a bearer token for it",
     "guard.alertmanager.ca": "a file of certificates by which it is known, instead of the system's",

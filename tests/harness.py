@@ -231,7 +231,7 @@ class Zamu:
         open_ = ("waiting", "running", "interrupted", "deferred", "approved", "released")
 
         def settled() -> bool:
-            latest, events = list(self._latest()), self.events()
+            events, latest = self.events(), list(self._latest())
             returned = {run["number"] for run in latest if run["status"] == "returned"}
             back = {event["event"]["meta"].get("returned", {}).get("run") for event in events}
             busy = any(run["status"] in open_ for run in latest) or not returned <= back

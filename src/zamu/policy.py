@@ -114,6 +114,12 @@ class Storm(Section):
     within: Duration = timedelta(minutes=1)
     calm: Duration = timedelta(minutes=5)
 
+    @model_validator(mode="after")
+    def _ends(self) -> "Storm":
+        if self.calm < self.within:  # what was wanted in the storm would begin the next
+            raise ValueError("calm is shorter than within: the storm would begin again as soon as it is over")
+        return self
+
 
 class Alertmanager(Section):
     """Where it is asked whether an alert still fires, and who is unwell."""

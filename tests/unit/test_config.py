@@ -242,6 +242,7 @@ def test_the_guards_policy_is_found_by_playbook(write: Write) -> None:
         ("budget: 0 in 1h", "guard.budget.runs", "greater than or equal to 1"),
         ("budget: 3 in soon", "guard.budget.within", "'soon' is not a duration"),
         ("trust: blindly", "guard.trust", "'observe', 'propose' or 'auto'"),
+        ("storm: {calm: 30s}", "guard.storm", "the storm would begin again as soon as it is over"),
         ("window: night", "guard", "there is no window 'night' in guard.windows"),
         ("actions: {mend: {window: night}}", "guard", "there is no window 'night' in guard.windows"),
         ("policies: [{cooldown: 1m}]", "guard.policies.0.match", "Field required"),
