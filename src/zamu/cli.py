@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             listing.show(options.command, state, options.since, as_json=options.json, follow=options.follow)
             return 0
         own = {"check": _check, "doctor": _doctor, "clock": _clock, "skip": _skip}
+        own |= {"rules": _rules, "explain": _explain}
         own |= dict.fromkeys(("approve", "deny", "close"), _answer)
         return own.get(options.command, _serve)(options, state)
     except ZamuError as error:
@@ -77,6 +78,13 @@ def _parser() -> argparse.ArgumentParser:
             "--since", type=_since, metavar="WHEN", help="only from then on: 90s, 2h, 7d ago, or an ISO time"
         )
         command.add_argument("--follow", action="store_true", help="go on with what happens; Ctrl-C ends it")
+    command = add("explain", "what would become of an event: rules, guard, and the playbook in check mode")
+    command.add_argument(
+        "event", metavar="EVENT", help="its uuid, or the beginning of it, from `zamu events`"
+    )
+    command.add_argument("--no-check", action="store_true", help="do not run the playbook in check mode")
+    command = add("rules", "what each rule's playbook achieved")
+    command.add_argument("--json", action="store_true", help="one JSON object a line")
     command = add("clock", "when schedules tick")
     command.add_argument(
         "--next", type=int, default=3, metavar="N", help="so many ticks of each (default: 3)"
@@ -115,6 +123,22 @@ def _answer(options: argparse.Namespace, state: State) -> int:
         print(operator.close(state, options.playbook))
     else:
         print({"approve": operator.approve, "deny": operator.deny}[options.command](state, options.number))
+    return 0
+
+
+def _explain(options: argparse.Namespace, state: State) -> int:
+    from zamu.config import load
+    from zamu.explain import explain
+
+    explain(load(options.config), state, options.event, check=not options.no_check)
+    return 0
+
+
+def _rules(options: argparse.Namespace, state: State) -> int:
+    from zamu import efficacy
+    from zamu.config import load
+
+    efficacy.show(load(options.config), state, as_json=options.json)
     return 0
 
 

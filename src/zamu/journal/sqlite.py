@@ -198,6 +198,13 @@ class Journal(Store):
         row = self._row("SELECT source, body FROM events WHERE offset = ?", offset)
         return None if row is None else (row["source"], json.loads(row["body"]))
 
+    def named(self, beginning: str) -> list[tuple[str, Event]]:
+        """The events whose uuid begins so, each with its source; not more than two."""
+        rows = self._rows(
+            "SELECT source, body FROM events WHERE substr(uuid, 1, length(?1)) = ?1 LIMIT 2", beginning
+        )
+        return [(row["source"], json.loads(row["body"])) for row in rows]
+
     def holds(self, offset: int) -> bool:
         """Whether a thing is still as its event says. What does not last holds while its event is kept."""
         row = self._row(
@@ -218,6 +225,19 @@ class Journal(Store):
             *(self.before(since), limit),
         )
         return [(f"{row['host']} ({row['name']})", int(row["count"])) for row in rows]
+
+    def began(self, hosts: Sequence[str], since: datetime, until: datetime, without: Sequence[int]) -> int:
+        """How many alerts of some hosts began in a time, but for those of the events at some offsets."""
+        row = self._row(
+            "SELECT count(*) AS count FROM events WHERE offset > ? AND offset <= ? "
+            "AND body ->> '$.alert.status' = 'firing' AND body -> '$.meta.returned' IS NULL "
+            "AND EXISTS (SELECT 1 FROM json_each(body, '$.meta.hosts') WHERE value IN "
+            "(SELECT value FROM json_each(?))) AND coalesce(body ->> '$.meta.subject.key', '') NOT IN "
+            "(SELECT coalesce(own.body ->> '$.meta.subject.key', '') FROM events AS own "
+            "WHERE own.offset IN (SELECT value FROM json_each(?)))",
+            *(self.before(since), self.before(until), json.dumps(hosts), json.dumps(without)),
+        )
+        return int(row["count"]) if row else 0
 
     def before_last(self, count: int) -> int:
         """The offset after which the last `count` events come; 0 when there are not so many."""
