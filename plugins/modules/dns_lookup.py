@@ -70,7 +70,9 @@ from ansible.module_utils.basic import AnsibleModule
 
 _TYPES = {"A": 1, "AAAA": 28}
 _INTERNET = 1
-_RECURSION_WANTED, _IS_ANSWER, _TRUNCATED = 0x0100, 0x8000, 0x0200
+_RECURSION_WANTED = 0x0100
+_IS_ANSWER = 0x8000
+_TRUNCATED = 0x0200
 _POINTER = 0xC0
 _REFUSALS = {
     1: "it says that the question is malformed (FORMERR)",
