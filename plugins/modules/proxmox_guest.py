@@ -54,7 +54,7 @@ options:
     default: 5
   grace:
     description:
-      - For V(reset), seconds after a start or a reset in which it is left alone: it may still be booting.
+      - For V(reset), seconds after a start or a reset in which it may still be booting.
       - For V(rollback), seconds after a rollback to the same snapshot in which there is no second one.
     type: int
     default: 300

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 from fakepve.model import FakeVm  # type: ignore[import-untyped]
 
 from harness import free_port
@@ -753,3 +754,20 @@ def test_a_look_tells_all_that_is_missing_and_asks_no_agent_of_a_container(pve: 
     ]
     assert act("look", "adguard", agent=True)["unmet"] == []
     assert told(pve) == []
+
+
+def test_the_documentation_has_the_options_of_the_module(act: Deed) -> None:
+    fragment = importlib.import_module("ansible_collections.boma.zamu.plugins.doc_fragments.proxmox")
+    described = {
+        name: option
+        for text in (act.module.DOCUMENTATION, fragment.ModuleDocFragment.DOCUMENTATION)
+        for name, option in yaml.safe_load(text)["options"].items()
+    }
+    options = act.module.ARGUMENTS | act.module.OPTIONS
+    assert set(described) == set(options)
+    for name, option in options.items():
+        words = described[name]["description"]
+        assert all(isinstance(word, str) for word in ([words] if isinstance(words, str) else words)), name
+        assert {key: described[name].get(key) for key in ("type", "default", "choices", "required")} == {
+            key: option.get(key) for key in ("type", "default", "choices", "required")
+        }, name
