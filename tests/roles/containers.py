@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,16 +78,17 @@ class Engine:
         self.directory = directory
         plugins = unpacked / "usr/libexec/docker/cli-plugins"
         (directory / "config.json").write_text(json.dumps({"cliPluginsExtraDirs": [str(plugins)]}))
-        (directory / "registries.conf").write_text(
-            '[[registry]]\nprefix = "127.0.0.1:*"\nlocation = "127.0.0.1"\ninsecure = true\n'
-        )
+        # podman takes no longer path than 50 characters here, and a socket none longer than 107.
+        self.short = Path(tempfile.mkdtemp(prefix="zamu-engine-"))
         self.environment = os.environ | {
             "CONTAINERS_CONF": str(ROOT / "tests/lab/containers.conf"),
+            "CONTAINERS_REGISTRIES_CONF": str(directory / "registries.conf"),
             "DOCKER_CONFIG": str(directory),
         }
+        (directory / "registries.conf").touch()
         self.podman = [
             *("podman", "--storage-driver", "vfs"),
-            *("--root", str(directory / "store"), "--runroot", str(directory / "run")),
+            *("--root", str(directory / "store"), "--runroot", str(self.short)),
         ]
         self.services: list[Service] = []
 
@@ -109,6 +112,7 @@ class Engine:
             self("rm", "--all", "--force", "--time", "0")
         for service in self.services:
             service.kill()
+        shutil.rmtree(self.short)
 
     def __call__(self, *words: str, check: bool = True) -> str:
         """Run podman on the store itself, without a service."""
@@ -116,7 +120,7 @@ class Engine:
 
     def serve(self) -> Service:
         """Start one more service of the same store."""
-        service = Service(self, self.directory / f"{len(self.services)}.sock")
+        service = Service(self, self.short / f"{len(self.services)}.sock")
         self.services.append(service)
         return service
 
