@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from harness import wait_until
+from lab.commands import run
 from roles.containers import IMAGE, Engine, Result, Service, play
 
 #: A playbook takes three seconds of a processor, and a machine that is busy has few to give.
@@ -104,8 +105,13 @@ def test_a_crashed_container_is_restarted_once_and_others_are_left_alone(engine:
 
     started = engine.look("web")["State"]["StartedAt"]
     forced = {"restart_container_name": "well", "restart_container_force": True}
-    again = restart(engine, {"web": "web", "forced": forced}, **given)
-    assert again.changed == {"web": 0, "forced": 1}
+    plain = {"restart_container_name": "other", "container_command": engine.main.docker_engine}
+    engine.start("other", FOREVER)
+    engine.crash("other")
+    assert '"Health"' not in run(*engine.main.docker_engine, "container", "inspect", "other").stdout
+    again = restart(engine, {"web": "web", "forced": forced, "plain": plain}, **given)
+    assert not again.failed
+    assert again.changed == {"web": 0, "forced": 1, "plain": 1}
     assert "web on web is running, so it is left alone." in again.output
     assert engine.look("web")["State"]["StartedAt"] == started
     assert engine.look("well")["State"]["StartedAt"] > started
