@@ -74,6 +74,7 @@ def test_a_failed_backup_is_run_again_until_its_end(lab_host: LabHost, tmp_path:
     assert "has not failed, so it is left alone." in again.output
     assert runs(lab_host) == 4
 
+    lab_host.exec("tee", "/var/tmp/takes", stdin="12", check=True)
     lab_host.exec("systemctl", "start", "--no-block", "lab-backup.service", check=True)
     wait_until(lambda: state(lab_host) == "activating", within=10, otherwise=lab_host.logs)
     assert "is running and is waited for." in rerun().output
