@@ -127,7 +127,7 @@ def test_a_zamu_that_is_asked_to_end_finishes_what_it_began(tmp_path: Path) -> N
         assert process.wait(60) == 0
         done = lines_of(tmp_path)
         assert done, zamu.story()
-        assert all(run["status"] == "successful" for run in zamu.runs("write_line"))
+        assert {run["status"] for run in zamu.runs("write_line")} <= {"successful", "deferred", "returned"}
         zamu.start("engine")
         zamu.wait_for_run("write_line", "successful", count=len(names))
         zamu.wait_settled()

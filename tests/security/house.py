@@ -20,6 +20,7 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from harness import ROOT, Zamu, alert, free_port, group, wait_until
+from security.table import EXTRAS, TEXTS, UNITS
 from zamu.journal import Entry
 from zamu.journal.sqlite import Journal
 from zamu.ledger import Message, Run
@@ -94,9 +95,17 @@ class Mailbox:
         return "250 OK"
 
     def found(self, word: str) -> list[tuple[list[str], EmailMessage]]:
-        """The mails whose subject has a word, each with those that it went to."""
-        parsed = [(to, message_from_bytes(raw, policy=policy.default)) for to, raw in self.mails]
-        return [(to, mail) for to, mail in parsed if word in str(mail["Subject"])]  # type: ignore[misc]
+        """The mails that have a word in subject or text, each with those that it went to."""
+        parsed: list[tuple[list[str], EmailMessage]] = [
+            (to, message_from_bytes(raw, policy=policy.default))  # type: ignore[misc]
+            for to, raw in self.mails
+        ]
+        return [(to, mail) for to, mail in parsed if word in f"{mail['Subject']}\n{_text(mail)}"]
+
+
+def _text(mail: EmailMessage) -> str:
+    body = mail.get_body(("plain", "html"))
+    return str(body.get_content()) if body else ""
 
 
 class House(Zamu):
@@ -118,13 +127,17 @@ class House(Zamu):
             "ansible_connection": "local",
             "ansible_python_interpreter": "{{ ansible_playbook_python }}",
         }
+        # One thing at a time is done on a host, so most cases have one of their own.
+        own = [f"text{number}" for number in range(len(TEXTS) + len(EXTRAS))]
+        own += [f"unit{number}" for number in range(len(UNITS))]
+        patient = {"match": {"actions": ["boma.zamu.restart_unit"]}, "breaker": {"failures": 100}}
         super().__init__(
             directory / "zamu",
-            hosts={"web1": local, "web2": local},
+            hosts=dict.fromkeys(["web1", "web2", *own], local),
             rulebooks={"hostile.yml": RULES},
             config={
                 "engine": {"settle": "1s"},
-                "guard": {"actions": {"careless": {"cooldown": "0s"}}},
+                "guard": {"actions": {"careless": {"cooldown": "0s"}}, "policies": [patient]},
                 "limits": {"idle": "2s", "body_time": "2s", "linger": "1s", "connections": 200},
                 "notify": {"channels": [{"name": "mail", "url": "env:MAIL_URL"}]},
             },

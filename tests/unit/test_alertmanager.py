@@ -76,7 +76,8 @@ async def test_an_alert_is_on_disk_when_it_is_answered_202(tmp_path: Path, journ
         assert "alerts" not in event["group"]
         assert event["meta"]["hosts"] == ["pve1"]
         assert event["meta"]["source"] == {"name": "alertmanager", "type": "alertmanager"}
-        assert set(event["meta"]) == {"uuid", "source", "received_at", "hosts"}
+        assert event["meta"]["subject"]["state"].startswith("firing")
+        assert set(event["meta"]) == {"uuid", "source", "received_at", "hosts", "subject"}
 
 
 async def test_the_same_notification_twice_is_answered_202_and_stored_once(
