@@ -263,6 +263,7 @@ class Zamu:
     def kill_engine(self) -> None:
         """SIGKILL to ansible-rulebook itself."""
         engine = wait_until(lambda: self.process("--persistence-id"), 10, self.story)
+        assert engine is not None
         engine.kill()
 
     def kill_part(self, part: str) -> None:
