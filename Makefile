@@ -54,11 +54,11 @@ types: setup ## Check types: mypy, strict
 check-all: lint types test ## Everything that needs no root
 
 peers: setup ## Hear the real programs that send events (root, on Debian; installs them)
-	@$(BIN)/pytest -m peer $(PYTEST_ARGS)
+	@$(BIN)/pytest $(SIDE_BY_SIDE) -m peer $(PYTEST_ARGS)
 
 lab: setup ## Repair real Debian hosts (root, on Debian; installs podman and what else it needs)
 	@sh tests/lab/image.sh
-	@$(BIN)/pytest -m lab $(PYTEST_ARGS)
+	@$(BIN)/pytest $(SIDE_BY_SIDE) -m lab $(PYTEST_ARGS)
 
 molecule-all: setup ## Run every Molecule scenario (root, on Debian)
 	@sh tests/molecule/run.sh

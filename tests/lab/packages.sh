@@ -18,6 +18,9 @@ if [ "$(id -u)" -ne 0 ]; then
     exit 1
 fi
 
+# Tests that run side by side may want packages at the same time.
+exec 9>/run/lock/zamu-packages
+flock 9
 echo "Installing Debian packages:$missing."
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT

@@ -125,7 +125,12 @@ class Engine:
             self("rm", "--all", "--force", "--time", "0")
         for service in self.services:
             service.kill()
-        shutil.rmtree(self.short)
+        # What ends last of a container writes there after its service is gone.
+        wait_until(self._is_removed, 30, lambda: f"{self.short} is not removed.")
+
+    def _is_removed(self) -> bool:
+        shutil.rmtree(self.short, ignore_errors=True)
+        return not self.short.exists()
 
     def __call__(self, *words: str, check: bool = True) -> str:
         """Run podman on the store itself, without a service."""

@@ -97,8 +97,7 @@ class Mailbox:
     def found(self, word: str) -> list[tuple[list[str], EmailMessage]]:
         """The mails that have a word in subject or text, each with those that it went to."""
         parsed: list[tuple[list[str], EmailMessage]] = [
-            (to, message_from_bytes(raw, policy=policy.default))
-            for to, raw in self.mails
+            (to, message_from_bytes(raw, policy=policy.default)) for to, raw in self.mails
         ]
         return [(to, mail) for to, mail in parsed if word in f"{mail['Subject']}\n{_text(mail)}"]
 
