@@ -130,7 +130,8 @@ def count(zamu: Zamu, sender: Sender, lines: Path) -> dict[str, int]:
     events = zamu.events()
     stored = {one["event"]["alert"]["fingerprint"]: one for one in events if "alert" in one["event"]}
     told = Counter(one["event"]["run"]["id"] for one in events if "run" in one["event"])
-    names = {event["uuid"]: name for name, event in stored.items()}
+    # What went round once more is another event of the same alert.
+    names = {one["uuid"]: one["event"]["alert"]["fingerprint"] for one in events if "alert" in one["event"]}
     runs: dict[str, list[dict[str, Any]]] = {}
     ended = ended_runs(zamu)
     for run in zamu.runs():
