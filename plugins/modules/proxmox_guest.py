@@ -133,8 +133,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.boma.zamu.plugins.module_utils.opnsense import saying
 from ansible_collections.boma.zamu.plugins.module_utils.proxmox import OPTIONS, Api, ProxmoxError
+from ansible_collections.boma.zamu.plugins.module_utils.rest import saying
 
 ARGUMENTS: dict[str, Any] = {
     "guest": {"type": "str", "required": True},
