@@ -13,14 +13,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import psutil
-import yaml
-from rich.console import Console
-from rich.table import Table
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from results import save
+from idle import used
+from results import save, show
 
 from harness import Zamu, alert, group, line_writer, wait_until
 from zamu.journal.sqlite import Journal
@@ -32,15 +28,11 @@ MOST, FOR = 20.0, 1000
 AT_ONCE = 50
 
 
-def used(zamu: Zamu, parts: tuple[str, ...]) -> float:
-    """CPU seconds of all processes so far, with those of their children that have ended."""
-    roots = {one.parent() for part in parts for one in zamu.children(part)} - {None}
-    processes: set[psutil.Process] = set()
-    for root in roots:
-        assert root is not None
-        processes |= {root, *root.children(recursive=True)}
-    times = [one.cpu_times() for one in processes]
-    return sum(one.user + one.system + one.children_user + one.children_system for one in times)
+def spent(zamu: Zamu) -> float:
+    """CPU seconds of intake, engine and all that they started, so far."""
+    parts = [one.parent() for part in ("intake", "engine") for one in zamu.children(part)[:1]]
+    found = [one for part in parts if part for one in (part, *part.children(recursive=True))]
+    return sum(used(found).values())
 
 
 def send(zamu: Zamu, act: str, number: int) -> None:
@@ -55,20 +47,17 @@ def send(zamu: Zamu, act: str, number: int) -> None:
 
 def measure(number: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="zamu-denials-") as name, line_writer(Path(name)) as zamu:
-        file = zamu.directory / "zamu.yml"
-        said = yaml.safe_load(file.read_text())
-        file.write_text(yaml.safe_dump({**said, "guard": said["guard"] | {"never_touch": ["web1"]}}))
+        zamu.add_to_guard(never_touch=["web1"])
         zamu.start("intake", "engine")
         zamu.wait_ready()
-        parts = ("intake", "engine")
         state = State(zamu.state)
         journal, ledger = Journal(state.journal), Ledger(state.ledger)
 
         def cost(act: str) -> float:
-            before = used(zamu, parts)
+            before = spent(zamu)
             send(zamu, act, number)
             wait_until(lambda: journal.oldest_pending() is None, 300, zamu.story)
-            return used(zamu, parts) - before
+            return spent(zamu) - before
 
         cost("warm")
         print(f"{number} alerts that no rule is for ...", flush=True)
@@ -98,10 +87,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="keep the figures in bench/results")
     options = parser.parse_args()
     figures = measure(options.number)
-    table = Table("figure", "value")
-    for what, value in figures.items():
-        table.add_row(what, str(value))
-    Console().print(table)
+    show(figures)
     if options.write:
         save("denials", figures)
     return int(figures["of_limit"] > 1)

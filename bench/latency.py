@@ -19,12 +19,10 @@ from typing import Any
 
 import aiohttp
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from results import save
+from results import save, show
 
 from harness import LINE_RULEBOOK, Zamu, alert, group, line_alert, line_writer, wait_until
 
@@ -154,10 +152,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="keep the figures in bench/results")
     options = parser.parse_args()
     figures = measure(options.seconds, options.playbooks)
-    table = Table("figure", "value")
-    for what, value in figures.items():
-        table.add_row(what, str(value))
-    Console().print(table)
+    show(figures)
     if options.write:
         save("latency", {"seconds": options.seconds, "playbooks": options.playbooks, **figures})
     return 0

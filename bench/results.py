@@ -8,6 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 HERE = Path(__file__).resolve().parent
 
 
@@ -19,3 +22,11 @@ def save(name: str, figures: dict[str, Any]) -> None:
     facts = {"commit": commit, "date": datetime.now(UTC).date().isoformat(), "cores": os.cpu_count()}
     text = json.dumps(facts | figures, indent=2)
     (HERE / "results" / f"{name}.json").write_text(text + "\n")
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print `figures` as a table."""
+    table = Table("figure", "value")
+    for what, value in figures.items():
+        table.add_row(what, str(value))
+    Console().print(table)

@@ -149,6 +149,12 @@ class Zamu:
         options = ["--config", str(self.directory / "zamu.yml"), "--state", str(self.state)]
         return [sys.executable, "-m", "zamu", *options, *arguments]
 
+    def add_to_guard(self, **said: Any) -> None:
+        """Say more in the section `guard` of zamu.yml, or say it otherwise; before it is started."""
+        file = self.directory / "zamu.yml"
+        before = yaml.safe_load(file.read_text())
+        file.write_text(yaml.safe_dump({**before, "guard": before["guard"] | said}))
+
     def start(self, *parts: str) -> None:
         """Start parts, each as a process of its own: `run`, or `intake` and `engine`."""
         for part in parts:

@@ -19,7 +19,6 @@ from rich.text import Text
 
 from zamu.config import Config
 from zamu.engine.check.rules import actions
-from zamu.errors import ZamuError
 from zamu.event import one_line, printable
 from zamu.journal.sqlite import Journal
 from zamu.ledger import Run, Status
@@ -68,8 +67,7 @@ def show(config: Config, state: State, *, as_json: bool) -> None:
 
     Raises ZamuError when there is no zamu in this state directory, or the rulebooks cannot be read.
     """
-    if not state.ledger.exists():
-        raise ZamuError(f"There is no zamu in {state.root}. Name its state directory with --state.")
+    state.require(state.ledger)
     with closing(Ledger(state.ledger)) as ledger, closing(Journal(state.journal)) as journal:
         rows = [_row(key, one) for key, one in sorted(judge(config, ledger, journal).items())]
     if as_json:

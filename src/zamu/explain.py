@@ -64,8 +64,7 @@ def explain(config: Config, state: State, uuid: str, *, check: bool) -> None:
 
 
 def _find(state: State, uuid: str) -> tuple[str, Event]:
-    if not state.journal.exists():
-        raise ZamuError(f"There is no zamu in {state.root}. Name its state directory with --state.")
+    state.require(state.journal)
     with closing(Journal(state.journal)) as journal:
         found = journal.named(uuid)
     if len(found) != 1:

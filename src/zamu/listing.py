@@ -187,8 +187,7 @@ def show(kind: str, state: State, since: datetime | None, *, as_json: bool, foll
 
     Raises ZamuError when there is no zamu in this state directory, and BrokenPipeError.
     """
-    if not state.journal.exists() and not state.ledger.exists():
-        raise ZamuError(f"There is no zamu in {state.root}. Name its state directory with --state.")
+    state.require(state.journal, state.ledger)
     terminal = sys.stdout.isatty()
     last = TABLE if terminal and not as_json else None
     try:

@@ -21,8 +21,7 @@ def deny(state: State, number: int) -> str:
 
 
 def _ledger(state: State) -> Ledger:
-    if not state.ledger.exists():
-        raise ZamuError(f"There is no zamu in {state.root}. Name its state directory with --state.")
+    state.require(state.ledger)
     return Ledger(state.ledger)
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from zamu.errors import AlreadyRunning
+from zamu.errors import AlreadyRunning, ZamuError
 from zamu.processes import alive, identity
 
 
@@ -43,6 +43,11 @@ class State:
         """Make the directories. Others than owner and group see nothing of them."""
         for directory in (self.root, self.engine, self.bells, self.tokens, self.memories, self.logs):
             directory.mkdir(mode=0o770, parents=True, exist_ok=True)
+
+    def require(self, *files: Path) -> None:
+        """Raises ZamuError unless there is one of these files, which zamu makes when it first starts."""
+        if not any(file.exists() for file in files):
+            raise ZamuError(f"There is no zamu in {self.root}. Name its state directory with --state.")
 
     def status(self, part: str) -> dict[str, Any] | None:
         """What a part (`intake`, `engine`) last said of itself; None when it does not run."""

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import yaml
 
 from harness import Zamu, alert, group, line_writer, lines_of, wait_until
 
@@ -33,9 +32,7 @@ GUARD: dict[str, Any] = {
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zamu]:
     directory = tmp_path_factory.mktemp("guard")
     with line_writer(directory) as zamu:
-        file = zamu.directory / "zamu.yml"
-        said = yaml.safe_load(file.read_text())
-        file.write_text(yaml.safe_dump({**said, "guard": said["guard"] | GUARD}))
+        zamu.add_to_guard(**GUARD)
         zamu.start("intake", "engine")
         zamu.wait_ready()
         door = zamu.state / "engine" / "bin" / "ansible-playbook"

@@ -29,9 +29,7 @@ def house(tmp_path: Path) -> Zamu:
     inventory = zamu.directory / "inventory" / "hosts.yml"
     [local] = yaml.safe_load(inventory.read_text())["all"]["hosts"].values()
     inventory.write_text(yaml.safe_dump({"all": {"hosts": dict.fromkeys([*HOSTS, "switch1"], local)}}))
-    file = zamu.directory / "zamu.yml"
-    said = yaml.safe_load(file.read_text())
-    file.write_text(yaml.safe_dump({**said, "guard": said["guard"] | {"storm": STORM}}))
+    zamu.add_to_guard(storm=STORM)
     return zamu
 
 
