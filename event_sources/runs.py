@@ -2,14 +2,16 @@
 """Event source: runs that ended, out of zamu's ledger."""
 
 import asyncio
+import contextlib
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from zamu.doorbell import Doorbell
-from zamu.event import Event, derive_uuid
+from zamu.event import Event, derive_uuid, encoded
 from zamu.intake.options import Options, options
+from zamu.journal.sqlite import Journal
 from zamu.ledger import PASSED_ON, Run
 from zamu.ledger.sqlite import Ledger
 from zamu.state import State
@@ -56,6 +58,12 @@ run:
     attempt: {description: "1, or more after a kill or an approval.", type: int}
     dry: {description: Whether it only ran in check mode., type: bool}
     target: {description: The same for the same hosts and target variables., type: str}
+    origin:
+      description:
+        - The event that began it, without its C(meta). If the end of another run set it off it is that one's,
+          so that each step of a ladder knows the alert. Missing when the journal does not hold it any more,
+          or when it is larger than 64 KiB.
+      type: dict
 """
 
 _TELLING = "boma.zamu.notify"
@@ -63,6 +71,10 @@ _TELLING = "boma.zamu.notify"
 _LOOK_BACK = timedelta(days=2)
 # Ends are written in order, but a clock may be set back a little.
 _OVERLAP = timedelta(minutes=1)
+# In characters of JSON. It stands in the event of each step of a ladder.
+_LARGEST_ORIGIN = 64 * 1024
+# Levels that a source may have put around a payload; the journal allows some more, for the run around it.
+_AROUND = 16
 
 
 class Arguments(Options):
@@ -76,7 +88,7 @@ async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
     given = options("runs", Arguments, args)
     state = State(Path(given.state or os.environ.get("ZAMU_STATE") or ".zamu"))
     state.create()
-    ledger = Ledger(state.ledger)
+    ledger, journal = Ledger(state.ledger), Journal(state.journal)
     bell = Doorbell(state.bells, "ledger")
     since = datetime.now(UTC) - _LOOK_BACK
     seen: set[str] = set()
@@ -87,7 +99,7 @@ async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
             for run in runs:
                 told = run.intent.playbook == _TELLING or run.intent.rule == "by hand"
                 if run.id not in seen and not told and run.status not in PASSED_ON:
-                    await queue.put(_event(run))
+                    await queue.put(_event(run, journal))
             seen = {run.id for run in runs}
             if runs:
                 since = datetime.fromisoformat(str(runs[-1].finished_at)) - _OVERLAP
@@ -95,13 +107,21 @@ async def main(queue: asyncio.Queue[Event], args: dict[str, Any]) -> None:
     finally:
         bell.close()
         ledger.close()
+        journal.close()
 
 
-def _event(run: Run) -> Event:
+def _event(run: Run, journal: Journal) -> Event:
     event: Event = {
         "run": {**run.as_json(), "target": run.intent.target},
         "meta": {"uuid": derive_uuid("run", run.id), "depth": run.intent.depth + 1},
     }
     if run.intent.hosts:
         event["meta"]["hosts"] = run.intent.hosts
+    began = next((found for offset in run.intent.offsets if (found := journal.origin(offset))), None)
+    if began is not None:
+        event["meta"]["origin"], body = began
+        del body["meta"]
+        with contextlib.suppress(ValueError):  # deeper than any payload that zamu's own sources take
+            if len(encoded(body, _AROUND)) <= _LARGEST_ORIGIN:
+                event["run"]["origin"] = body
     return event

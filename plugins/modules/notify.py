@@ -23,6 +23,12 @@ options:
     type: str
     choices: [low, normal, urgent]
     default: normal
+  key:
+    description:
+      - Names the message. While zamu remembers one of the same key, it is not put into the outbox again, so
+        that a playbook that was killed and is run again tells once. Empty, each is a message of its own.
+    type: str
+    default: ""
   state_directory:
     description: zamu's state directory.
     type: path
@@ -45,7 +51,11 @@ EXAMPLES = r"""
 
 RETURN = r"""
 queued:
-  description: Whether the message was put into the outbox.
+  description: Whether the message was put into the outbox now.
+  returned: always
+  type: bool
+known:
+  description: Whether zamu had a message of this key already.
   returned: always
   type: bool
 """
@@ -74,6 +84,7 @@ def main():
             "title": {"type": "str", "required": True},
             "body": {"type": "str", "default": ""},
             "urgency": {"type": "str", "choices": ["low", "normal", "urgent"], "default": "normal"},
+            "key": {"type": "str", "default": "", "no_log": False},
             "state_directory": {"type": "path", "required": True},
         },
         supports_check_mode=True,
@@ -83,14 +94,18 @@ def main():
     state = State(Path(module.params["state_directory"]))
     if not state.bells.is_dir():
         module.fail_json(msg=f"There is no zamu in {state.root}; set state_directory, or start zamu there.")
-    if not module.check_mode:
-        message = Message.of(module.params["title"], module.params["body"], module.params["urgency"])
-        try:
-            Ledger(state.ledger).tell(message)
-        except ZamuError as error:
-            module.fail_json(msg=str(error))
-        ring(state.bells, "outbox")
-    module.exit_json(changed=True, queued=not module.check_mode)
+    message = Message.of(module.params["title"], module.params["body"], module.params["urgency"])
+    origin = f"playbook {module.params['key']}" if module.params["key"] else None
+    try:
+        ledger = Ledger(state.ledger)
+        if module.check_mode:
+            known = origin is not None and ledger.told(origin)
+            module.exit_json(changed=not known, queued=False, known=known)
+        queued = ledger.tell(message, origin)
+    except ZamuError as error:
+        module.fail_json(msg=str(error))
+    ring(state.bells, "outbox")
+    module.exit_json(changed=queued, queued=queued, known=not queued)
 
 
 if __name__ == "__main__":

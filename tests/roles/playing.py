@@ -56,8 +56,10 @@ def collections_at(path: Path) -> Path:
     return path
 
 
-def play(directory: Path, what: str, cases: dict[str, dict[str, object]], *options: str) -> Played:
-    """Run the playbook or the role `what` for all cases at once."""
+def play(
+    directory: Path, what: str, cases: dict[str, dict[str, object]], *options: str, **given: str
+) -> Played:
+    """Run the playbook or the role `what` for all cases at once; `given` is put into the environment."""
     inventory = directory / "hosts.yml"
     inventory.write_text(yaml.dump({"all": {"hosts": as_text(cases), "vars": LOCAL}}, Dumper=_Dumper))
     playbook = f"boma.zamu.{what}"
@@ -73,6 +75,7 @@ def play(directory: Path, what: str, cases: dict[str, dict[str, object]], *optio
         "ANSIBLE_COLLECTIONS_PATH": str(directory / "collections"),
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_LOCALHOST_WARNING": "0",
+        **given,
     }
     done = subprocess.run(
         [str(BIN / "ansible-playbook"), "-i", str(inventory), "--forks=10", *options, playbook],

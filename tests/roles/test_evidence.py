@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from roles.playing import collections_at, must_fail, play
+from zamu.ledger.sqlite import Ledger
+from zamu.state import State
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -43,6 +46,34 @@ def test_it_collects_and_never_fails(tmp_path: Path) -> None:
     assert "Disks:" in done.output
     assert 'not the full name of a unit (it is \\"--flush\\")' in done.output
     assert "There is no evidence of off: " in done.output
+
+
+def test_the_operator_is_told_once_what_failed_with_what_there_is_to_see(tmp_path: Path) -> None:
+    state = State(tmp_path / "zamu")
+    state.create()
+    known: dict[str, object] = {"notify_state": str(state.root), "verify_message_state": str(state.root)}
+    said = {"report_failure_title": "{{ 6 * 7 }} is down", "report_failure_reason": "{{ no }}" + "!" * 700}
+    off = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    cases: dict[str, dict[str, object]] = {"off": {**known, **said, **off}, "on": {**known, **said}}
+    for intent, options in (("first", []), ("first", []), ("second", ["--check"])):
+        must_fail(play(tmp_path, "report_failure", cases, *options, ZAMU_INTENT=intent), {})
+    with closing(Ledger(state.ledger)) as ledger:
+        (told,) = ledger.letters()
+    assert told.message.title == "{{ 6 * 7 }} is down"
+    assert told.message.urgency == "urgent"
+    reason, off_said, on_said = told.message.body.split("\n\n", 2)
+    assert reason == "{{ no }}" + "!" * 592
+    assert off_said == "off:\nIt does not answer, so there is no evidence."
+    assert on_said.startswith("on:\n")
+    assert "Disks:" in on_said
+    assert not told.message.body.endswith("…")
+
+
+def test_a_message_that_is_not_there_is_not_verified(tmp_path: Path) -> None:
+    state = State(tmp_path / "zamu")
+    state.create()
+    key = {"verify_message_state": str(state.root), "verify_message_key": "k"}
+    must_fail(play(tmp_path, "verify_message", {"on": {**key}}), {"on": "no message of the key k"})
 
 
 def test_each_part_is_cut_and_says_what_cannot_be_found_out(

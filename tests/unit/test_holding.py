@@ -96,6 +96,21 @@ def test_an_alert_that_is_over_cancels_what_waits_for_it(
     assert (found.status, found.reason) == (Status.CANCELLED, "What it was wanted for is over.")
 
 
+def test_a_step_of_a_ladder_that_waits_is_cancelled_when_the_alert_that_began_it_is_over(
+    state: State, ledger: Ledger, journal: Journal, tmp_path: Path
+) -> None:
+    settings = house(tmp_path, trust="propose")
+    steps = []
+    for key in ("a", "b"):
+        began = fires(journal, key)
+        ended = {"run": {}, "meta": {"uuid": key, "received_at": now(), "origin": began}}
+        journal.append([record("runs", ended)])
+        steps.append(wanted(ledger, settings, key, journal.last_offset()))
+    fires(journal, "a", "resolved")
+    Holding(state, journal, ledger).look(settings)
+    assert [status(ledger, run) for run in steps] == [Status.CANCELLED, Status.ASKED]
+
+
 def test_what_is_put_off_after_its_alert_is_over_is_cancelled_too(
     tmp_path: Path, state: State, journal: Journal, ledger: Ledger
 ) -> None:

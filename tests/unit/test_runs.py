@@ -2,6 +2,7 @@
 """The source `runs` as intake hosts it."""
 
 import asyncio
+import json
 import runpy
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from unit.hosting import hosting
 from unit.test_host import until
 from zamu.doorbell import ring
 from zamu.errors import ConfigError
+from zamu.event import MAX_DEPTH, derive_uuid, now
+from zamu.journal import record
 from zamu.journal.sqlite import Journal
 from zamu.ledger import PASSED_ON, Status
 from zamu.ledger.sqlite import Ledger
@@ -81,6 +84,50 @@ async def test_what_only_tells_and_what_a_person_started_is_left_out(
         await house.start(house.source("runs", state=str(state.root)))
         await until(lambda: house.events)
         assert [event["run"]["id"] for event in house.events] == [last]
+
+
+def heard(journal: Journal, **alert: Any) -> dict[str, Any]:
+    """An alert that the journal holds; returns the event without its meta."""
+    meta = {"received_at": now(), "uuid": derive_uuid(*alert)}
+    journal.append([record("alertmanager", {"alert": alert, "meta": meta})])
+    return {"alert": alert}
+
+
+async def test_each_step_of_a_ladder_knows_what_began_it(
+    tmp_path: Path, state: State, journal: Journal, ledger: Ledger
+) -> None:
+    async with hosting(tmp_path, journal, HOSTS) as house:
+        alert = heard(journal, labels={"alertname": "Down"})
+        end(ledger, "first", Status.FAILED, offsets=[1])
+        await house.start(house.source("runs", state=str(state.root)))
+        await until(lambda: len(house.events) == 2)
+        end(ledger, "second", Status.FAILED, offsets=[2], depth=1)
+        end(ledger, "of what is gone", offsets=[99])
+        ring(state.bells, "ledger")
+        await until(lambda: len(house.events) == 4)
+        _, first, second, gone = house.events
+        assert first["run"]["origin"] == second["run"]["origin"] == alert
+        assert first["meta"]["origin"] == second["meta"]["origin"] == 1
+        assert "origin" not in gone["run"]
+        assert "origin" not in gone["meta"]
+
+
+async def test_the_end_of_a_run_is_told_however_large_or_deep_its_event_was(
+    tmp_path: Path, state: State, journal: Journal, ledger: Ledger
+) -> None:
+    async with hosting(tmp_path, journal, HOSTS) as house:
+        heard(journal, text="x" * 65_536)
+        deepest = heard(journal, deep=json.loads("[" * MAX_DEPTH + "]" * MAX_DEPTH))
+        heard(journal, deeper=json.loads("[" * (MAX_DEPTH + 29) + "]" * (MAX_DEPTH + 29)))
+        for offset, name in enumerate(("large", "deep", "deeper"), start=1):
+            end(ledger, name, offsets=[offset])
+        await house.start(house.source("runs", state=str(state.root)))
+        await until(lambda: len(house.events) == 6)
+        large, deep, deeper = house.events[3:]
+        assert "origin" not in large["run"]
+        assert large["meta"]["origin"] == 1
+        assert deep["run"]["origin"] == deepest
+        assert "origin" not in deeper["run"]
 
 
 async def test_a_chain_of_runs_counts_its_links(

@@ -79,7 +79,8 @@ class Holding:
 
     def _cancelled(self, run: Run) -> bool:
         """Give up what waits for something that is over."""
-        if all(self._journal.holds(offset) for offset in run.intent.offsets):
+        began = [self._journal.origin(offset) for offset in run.intent.offsets]
+        if all(found is not None and self._journal.holds(found[0]) for found in began):
             return False
         self._give_up(run)
         return True
@@ -118,7 +119,7 @@ class Holding:
 
     def _fingerprints(self, run: Run) -> set[str]:
         """The alerts of a run that came from Alertmanager."""
-        found = [event[1] for offset in run.intent.offsets if (event := self._journal.event(offset))]
+        found = [event[1] for offset in run.intent.offsets if (event := self._journal.origin(offset))]
         return {
             str(event["alert"].get("fingerprint"))
             for event in found

@@ -51,7 +51,7 @@ def _play(settings: Settings, run: Run) -> int | None:
         with subprocess.Popen(
             [settings.ansible_playbook, *where, *how, "-e", f"@{file.name}", run.intent.path],
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "ZAMU_RUN_ID": run.id},
+            env={**os.environ, "ZAMU_RUN_ID": run.id, "ZAMU_INTENT": run.intent.key},
             preexec_fn=processes.die_with_parent(signal.SIGKILL),  # noqa: PLW1509 - no threads here
         ) as ansible:
             try:

@@ -198,6 +198,15 @@ class Journal(Store):
         row = self._row("SELECT source, body FROM events WHERE offset = ?", offset)
         return None if row is None else (row["source"], json.loads(row["body"]))
 
+    def origin(self, offset: int) -> tuple[int, Event] | None:
+        """What began it, with its offset: what the event of a run names in `meta.origin`, or itself."""
+        row = self._row(
+            "SELECT o.offset, o.body FROM events e JOIN events o "
+            "ON o.offset = coalesce(e.body ->> '$.meta.origin', e.offset) WHERE e.offset = ?",
+            offset,
+        )
+        return None if row is None else (row["offset"], json.loads(row["body"]))
+
     def named(self, beginning: str) -> list[tuple[str, Event]]:
         """The events whose uuid begins so, each with its source; not more than two."""
         rows = self._rows(

@@ -379,6 +379,10 @@ class Ledger(Store):
             )
         )
 
+    def told(self, origin: str) -> bool:
+        """Whether the outbox has a message of this origin."""
+        return self._row("SELECT 1 FROM outbox WHERE origin = ?", origin) is not None
+
     def letters(self, state: str | None = None, after: int = 0) -> list[Letter]:
         """Messages of the outbox in order; of one state when it is given."""
         return self._letters("number > ?1 AND (?2 IS NULL OR state = ?2)", after, state)
