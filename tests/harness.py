@@ -20,7 +20,7 @@ import psutil
 import yaml
 
 from zamu.journal import Entry
-from zamu.ledger import Run
+from zamu.ledger import Letter, Run
 from zamu.listing import News
 from zamu.state import State
 
@@ -215,9 +215,9 @@ class Zamu:
         return [json.loads(line) for line in done.stdout.decode().splitlines()]
 
     def listed(self, kind: str) -> list[dict[str, Any]]:
-        """The same, read here: tests look often, and a process for each look takes all of a small machine."""
+        """The same, or messages, read here: a process for each of a test's many looks is half of its time."""
         with closing(News(State(self.state))) as news:
-            found: Iterable[Entry | Run] = news.events() if kind == "events" else news.runs()
+            found: Iterable[Entry | Run | Letter] = getattr(news, kind)()
             return [one.as_json() for one in found]
 
     def events(self) -> list[dict[str, Any]]:

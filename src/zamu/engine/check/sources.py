@@ -4,8 +4,10 @@
 import ast
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -184,7 +186,7 @@ def documented(path: Path, collections: Sequence[Path] = ()) -> dict[str, Any]:
     try:
         for name, text in _texts(ast.parse(path.read_bytes()).body).items():
             if name in ("DOCUMENTATION", "RETURN"):
-                said[name] = yaml.safe_load(text)
+                said[name] = deepcopy(_parsed(text))
     except (OSError, SyntaxError, ValueError, yaml.YAMLError):
         pass  # the source's host says so when it loads it
     about = said.get("DOCUMENTATION")
@@ -196,6 +198,11 @@ def documented(path: Path, collections: Sequence[Path] = ()) -> dict[str, Any]:
         except Exception:  # whatever is wrong with it: its options are not known then
             del said["DOCUMENTATION"]
     return said
+
+
+@lru_cache(64)  # each ruleset asks again about its sources
+def _parsed(text: str) -> Any:
+    return yaml.safe_load(text)
 
 
 class _Fragments:
