@@ -92,7 +92,7 @@ class Engine(Section):
     settle: Duration = timedelta(seconds=2)
     drain: Duration = timedelta(seconds=30)
     run_timeout: Duration = timedelta(hours=1)
-    max_depth: int = Field(3, ge=1, le=20, description="runs that set off runs")
+    max_depth: int = Field(5, ge=1, le=20, description="runs that set off runs")
     max_attempts: int = Field(3, ge=1, le=20, description="of a playbook that was killed")
     keep_runs: Duration = timedelta(days=365)
 

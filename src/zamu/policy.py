@@ -152,6 +152,30 @@ class Guard(Policy):
 
     built_in: ClassVar[dict[str, Action]] = {
         "boma.zamu.restart_unit": Action(cooldown="10m", target=["restart_unit_name"]),
+        "boma.zamu.restart_container": Action(cooldown="10m", target=["restart_container_name"]),
+        "boma.zamu.restart_stack": Action(cooldown="10m", target=["restart_stack_name"]),
+        "boma.zamu.pull_and_restart": Action(cooldown="1h", target=["pull_and_restart_name"]),
+        "boma.zamu.reboot_host": Action(cooldown="1h", budget="2 in 1d"),
+        "boma.zamu.free_disk": Action(cooldown="1h", target=["free_disk_path"]),
+        "boma.zamu.renew_certificate": Action(cooldown="1h", target=["renew_certificate_name"]),
+        "boma.zamu.rerun_backup_job": Action(cooldown="1h", target=["rerun_backup_job_name"]),
+        "boma.zamu.rerun_backup": Action(cooldown="1h", target=["rerun_backup_guest"]),
+        "boma.zamu.reset_guest": Action(cooldown="30m", budget="3 in 1d"),
+        "boma.zamu.restart_firewall_service": Action(
+            cooldown="10m", target=["restart_firewall_service_name"]
+        ),
+        "boma.zamu.reload_gateway": Action(cooldown="10m", target=["reload_gateway_name"]),
+        "boma.zamu.block_address": Action(cooldown="0s", budget="600 in 1h", target=["block_address_ip"]),
+        "boma.zamu.unblock_address": Action(cooldown="0s", budget="600 in 1h", target=["unblock_address_ip"]),
+        # It changes nothing, and tells what each of several remedies on one host could not mend.
+        "boma.zamu.report_failure": Action(
+            cooldown="0s",
+            budget="60 in 1h",
+            target=["report_failure_title"],
+            trust="auto",
+            while_blind=True,
+            control_node=True,
+        ),
         "boma.zamu.restart_demo_service": Action(cooldown="10s", budget="20 in 1h", control_node=True),
     }
 

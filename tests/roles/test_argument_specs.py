@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from zamu.policy import Guard
+
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = sorted(path for path in (ROOT / "roles").iterdir() if path.is_dir())
 PLAYBOOKS = sorted((ROOT / "playbooks").glob("*.yml"))
@@ -24,6 +26,8 @@ WITHOUT_VERIFY = {
 # Roles whose inputs need no more than the check that the argument specs make, and why.
 WITHOUT_PREFLIGHT = {
     "notify": "its module checks its options and touches no host",
+    "report_failure": "it fails for nothing, since the operator has to hear of it",
+    "verify_message": "a key that no message has is what it finds",
 }
 # A play that lists anything but roles hides work from the roles' documentation and tests.
 PLAY_KEYS = {
@@ -253,3 +257,10 @@ def test_every_exception_from_verifying_is_still_needed() -> None:
         if role_names(read(playbook)[-1])[-1].startswith("boma.zamu.verify_")
     }
     assert not verified & set(WITHOUT_VERIFY)
+
+
+@pytest.mark.parametrize("name", sorted(Guard.built_in))
+def test_what_the_guard_knows_of_a_playbook_is_so(name: str) -> None:
+    first = role_names(read(ROOT / "playbooks" / f"{name.rpartition('.')[2]}.yml")[0])[0]
+    specs = read(ROOT / "roles" / first.rpartition(".")[2] / "meta" / "argument_specs.yml")
+    assert set(Guard.built_in[name].target) <= set(specs["argument_specs"]["main"]["options"])
