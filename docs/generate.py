@@ -104,9 +104,10 @@ MEANINGS = {
     "guard.groups.NAME.concurrency": "how many hosts of an inventory group are acted upon at a time",
     "guard.groups.NAME.healthy": "the percentage of a group that has to be left well; not well are hosts of "
     "which a critical alert fires, and those that are acted upon; needs `guard.alertmanager`",
-    "guard.windows.NAME.cron": "when a window opens: minute, hour, day, month, weekday",
+    "guard.windows.NAME.cron": "when a window opens: minute, hour, day, month, weekday; this or `dates`",
+    "guard.windows.NAME.dates": "the days and times at which it opens, as in `2026-12-24 18:00`",
     "guard.windows.NAME.duration": "how long it stays open",
-    "guard.windows.NAME.timezone": "the time zone of `cron`",
+    "guard.windows.NAME.timezone": "the time zone of `cron` and `dates`",
     "guard.never_touch": "hosts and groups on which nothing is ever done",
     "guard.control_nodes": "hosts and groups on which only that is done which `control_node` lets; without "
     "it these are the hosts that Ansible reaches by `ansible_connection: local`",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cron expressions in a time zone."""
+"""Cron expressions and dates in a time zone."""
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from zoneinfo import ZoneInfo
@@ -78,6 +78,26 @@ class Cron:
             wall += timedelta(minutes=1)
             first = wall.replace(tzinfo=self._zone).astimezone(UTC)
         return [first]
+
+
+class Dates:
+    """Days of a calendar, asked as a `Cron` is: each is a moment that the clocks of a time zone show."""
+
+    def __init__(self, dates: Sequence[str], zone: ZoneInfo) -> None:
+        """`dates` are written as 2026-12-24 18:00. Raises ValueError for anything else."""
+        try:
+            shown = [datetime.strptime(one, "%Y-%m-%d %H:%M") for one in dates]
+        except ValueError as error:
+            raise ValueError(f"dates: {error}; write for example 2026-12-24 18:00") from None
+        self._moments = sorted(one.replace(tzinfo=zone).astimezone(UTC) for one in shown)
+
+    def after(self, moment: datetime) -> Iterator[datetime]:
+        """Those later than a moment."""
+        return (one for one in self._moments if one > moment)
+
+    def until(self, moment: datetime) -> Iterator[datetime]:
+        """Those that are not later than a moment, backwards."""
+        return (one for one in reversed(self._moments) if one <= moment)
 
 
 def zone(name: str) -> str:

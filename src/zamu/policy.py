@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import Field, model_validator
 
-from zamu.cron import Cron, zone
+from zamu.cron import Cron, Dates, zone
 from zamu.section import Duration, SecretReference, Section
 
 
@@ -88,15 +88,19 @@ class Group(Section):
 
 
 class Window(Section):
-    """When something may be done: for `duration` from each tick of a cron expression on."""
+    """When something may be done: for `duration` from each tick of a cron expression, or from dates on."""
 
-    cron: str
+    cron: str | None = None
+    dates: list[str] = Field(default_factory=list, max_length=1_000)
     duration: Duration
     timezone: str = "UTC"
 
     @model_validator(mode="after")
     def _readable(self) -> "Window":
-        Cron(self.cron, ZoneInfo(zone(self.timezone)))
+        if (self.cron is None) == (not self.dates):
+            raise ValueError("a window opens either by cron or on dates; write one of the two")
+        timezone = ZoneInfo(zone(self.timezone))
+        Dates(self.dates, timezone) if self.cron is None else Cron(self.cron, timezone)
         return self
 
 

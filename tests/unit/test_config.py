@@ -248,6 +248,12 @@ def test_the_guards_policy_is_found_by_playbook(write: Write) -> None:
         ("policies: [{cooldown: 1m}]", "guard.policies.0.match", "Field required"),
         ("policies: [{match: {host: [a]}}]", "guard.policies.0.match.host", "allowed here: actions, groups"),
         ("windows: {n: {cron: x, duration: 1h}}", "guard.windows.n", "has not the five fields"),
+        ("windows: {n: {duration: 1h}}", "guard.windows.n", "either by cron or on dates"),
+        (
+            "windows: {n: {dates: [2026-02-30 18:00], duration: 1h}}",
+            "guard.windows.n",
+            "for example 2026-12-24",
+        ),
         (
             "windows: {n: {cron: '0 2 * * *', duration: 1h, timezone: Mars}}",
             "guard.windows.n",

@@ -262,7 +262,11 @@ def test_every_environment_variable_is_documented() -> None:
         if file.suffix in (".py", ".yml")
         for name in re.findall(r"""["'](ZAMU_[A-Z_]+)["']""", text(file))
     }
-    internal = {"ZAMU_GATE", "ZAMU_RUN_ID", "ZAMU_INTENT"}  # set by zamu for its own processes, for one call each
+    internal = {
+        "ZAMU_GATE",
+        "ZAMU_RUN_ID",
+        "ZAMU_INTENT",
+    }  # set by zamu for its own processes, for one call each
     for name in used - internal:
         assert f"`{name}`" in text(REFERENCE / "configuration.md"), name
 

@@ -239,6 +239,27 @@ def test_a_window_is_open_from_its_tick_on_in_its_time_zone(
         )
 
 
+@pytest.mark.parametrize(
+    ("time", "status", "until"),
+    [
+        ("2026-12-24T16:59:59", Status.DEFERRED, "2026-12-24T17:00:00.000000Z"),
+        ("2026-12-24T17:00:00", Status.WAITING, None),
+        ("2026-12-24T18:59:59", Status.WAITING, None),
+        ("2026-12-24T19:00:00", Status.DEFERRED, "2027-07-01T04:00:00.000000Z"),
+        ("2027-07-01T06:00:00", Status.DENIED, None),
+    ],
+)
+def test_a_window_of_a_calendar_is_open_on_its_dates(
+    tmp_path: Path, ledger: Ledger, clock: Clock, time: str, status: Status, until: str | None
+) -> None:
+    dates = {"dates": ["2027-07-01 06:00", "2026-12-24 18:00"], "duration": "2h", "timezone": "Europe/Berlin"}
+    clock.at = datetime.fromisoformat(time).replace(tzinfo=UTC)
+    run = judged(ledger, house(tmp_path, windows={"moves": dates}, window="moves"), intent())
+    assert (run.status, run.until) == (status, until)
+    if status is Status.DENIED:
+        assert run.reason == "The window moves opens no more: all its dates are over."
+
+
 def test_the_same_playbook_on_the_same_target_waits_for_its_cooldown(
     tmp_path: Path, ledger: Ledger, clock: Clock
 ) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from zamu.cron import Cron
+from zamu.cron import Cron, Dates
 from zamu.errors import ZamuError
 from zamu.event import now, printable
 from zamu.gate import surroundings
@@ -137,10 +137,15 @@ class Guard:
         if self._policy.window is None:
             return
         window, moment = self._settings.guard.windows[self._policy.window], _moment()
-        cron = Cron(window.cron, ZoneInfo(window.timezone))
-        opened = next(cron.until(moment), None)
-        if opened is None or moment >= opened + window.duration:
-            yield _later(f"The window {self._policy.window} is closed.", next(cron.after(moment)))
+        zone = ZoneInfo(window.timezone)
+        calendar = Dates(window.dates, zone) if window.cron is None else Cron(window.cron, zone)
+        opened, opens = next(calendar.until(moment), None), next(calendar.after(moment), None)
+        if opened is not None and moment < opened + window.duration:
+            return
+        if opens is None:
+            yield _deny(f"The window {self._policy.window} opens no more: all its dates are over.")
+        else:
+            yield _later(f"The window {self._policy.window} is closed.", opens)
 
     def _storm(self, history: Ledger, moment: datetime) -> Iterator[Verdict]:
         storm = self._settings.guard.storm

@@ -82,7 +82,8 @@ class Group(msgspec.Struct, frozen=True):
 class Window(msgspec.Struct, frozen=True):
     """When something may be done."""
 
-    cron: str
+    cron: str | None
+    dates: list[str]
     duration: timedelta
     timezone: str
 
