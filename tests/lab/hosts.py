@@ -199,6 +199,11 @@ class LabHost:
             "ansible_control_path_dir": str(self._held.directory / "control"),
         }
 
+    def reboots(self) -> int:
+        """How often the host has rebooted since it was started."""
+        asked = ("podman", "inspect", "--format", "{{.RestartCount}}", self._held.container)
+        return int(run(*asked).stdout)
+
     def unplug(self) -> None:
         """Cut the network: packets are lost, as with a host that lost its power."""
         run("ip", "link", "set", self._held.interface, "down")
@@ -231,11 +236,18 @@ class LabHost:
             f"--network=ns:/run/netns/{slot.container}",
             "--systemd=always",
             "--privileged",
+            # A host that reboots is started again, as a hypervisor does. Its network and its files
+            # stay, /run is emptied. The boot id is the kernel's and stays, too.
+            "--restart=always",
             "--pull=never",
             # The host gets the image's resolver file, not the machine's: it has no way out.
             "--dns=none",
         ]
         run("podman", "run", "--detach", *options, IMAGE, "/lib/systemd/systemd")
+        self.wait_until_booted()
+
+    def wait_until_booted(self) -> None:
+        """Return when systemd has started everything."""
         state = ""
 
         def booted() -> bool:
