@@ -20,7 +20,7 @@ def lab_image() -> str:
 
 @pytest.fixture(scope="module")
 def lab_host(lab_image: str) -> Iterator[LabHost]:
-    """One real host for all tests of a module; a test that breaks it mends it."""
+    """One real host for all tests of a module; a test that breaks it mends it. It can be rebooted."""
     with LabHost() as host:
         yield host
 
