@@ -1,6 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Builds the images of the scenarios' hosts: those of the lab, with the programs that the reporters report on.
+# Builds the images of the scenarios' hosts: those of the lab, with the programs that the reporters report on and
+# that the remedies mend.
 # They are installed here because a scenario's host has no network, and none of them runs by itself.
 set -eu
 
@@ -10,12 +11,16 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
 for release in 12 13; do
+    # One host has chrony and the other has systemd-timesyncd, because Debian allows only one of them.
+    time=chrony
+    [ "$release" = 12 ] || time=systemd-timesyncd
     sh "$here/../lab/image.sh" "$release"
     if ! podman build --network=host --tag "localhost/zamu-molecule:$release" - >"$log" 2>&1 <<CONTAINERFILE; then
 FROM localhost/debian-systemd:$release
 RUN apt-get update \
-    && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends aide auditd fail2ban \
-    && systemctl disable fail2ban.service \
+    && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
+        aide auditd caddy fail2ban python3-cryptography $time \
+    && systemctl disable caddy.service fail2ban.service $time.service \
     && systemctl mask auditd.service audit-rules.service \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 CONTAINERFILE
