@@ -86,7 +86,7 @@ def test_events_and_runs_have_their_fixed_fields(tmp_path: Path) -> None:
         zamu.wait_settled()
         event, run = zamu.printed("events")[0], zamu.printed("runs")[0]
         assert {"uuid", "source", "received_at", "hosts", "state", "consumers", "event"} <= set(event)
-        assert event["consumers"] == {"Failed systemd units": "delivered", "Demo service": "delivered"}
+        assert event["consumers"] == {"Remedies": "delivered", "Demo service": "delivered"}
         assert event["hosts"] == []
         fields = "id events ruleset rule playbook hosts status verified started_at finished_at reason"
         assert set(fields.split()) <= set(run)

@@ -146,7 +146,7 @@ def test_a_unit_that_cannot_start_is_told_at_once(
     assert run["verified"] is False
     assert "zamu-lab-broken.service" in run["reason"]
     wait_until(lambda: mailbox[0].subjects, 60, zamu.story)
-    assert mailbox[0].subjects == ["Restarting a unit on web1 was failed"]
+    assert mailbox[0].subjects == ["SystemdUnitFailed: boma.zamu.restart_unit failed on web1"]
     lab_host.exec("systemctl", "reset-failed", "zamu-lab-broken.service")
 
 

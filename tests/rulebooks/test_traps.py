@@ -133,3 +133,10 @@ def test_an_event_that_no_earlier_condition_matched_is_never_there(traps: list[T
     assert len(fired(traps, known, events)) == 1
     unknown = {"all": [ONE, f"{TWO[1]} and event.host == events.m_7.host"]}
     assert fired(traps, unknown, events) == []
+
+
+def test_and_does_not_bind_more_than_or(traps: list[Trap]) -> None:
+    events = [{"a": 1, "b": 1}, {"c": 1, "d": 1}]
+    sides = ["event.a == 1 and event.b == 1", "event.c == 1 and event.d == 1"]
+    assert len(fired(traps, " or ".join(sides), events)) == 1
+    assert len(fired(traps, " or ".join(f"({side})" for side in sides), events)) == 2

@@ -141,4 +141,4 @@ def test_every_alert_that_a_rulebook_mends_is_defined() -> None:
     for names in re.findall(r"alertname in \[([^\]]+)\]", text):
         read |= set(re.findall(r'"(\w+)"', names))
     assert read
-    assert read <= defined
+    assert read == defined
