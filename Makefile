@@ -7,8 +7,9 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12; do \
 BIN := .venv/bin
 UV := $(BIN)/uv pip
 STAMP := .venv/.installed
-# A file's tests share what they start, and most tests wait for a process. The long files come first.
-SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A file's tests share what they start, and most tests wait for a process, so that there are more of them at a time
+# than processors. The long files come first.
+SIDE_BY_SIDE := --numprocesses $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4))) --dist loadfile --no-loadscope-reorder
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 .DEFAULT_GOAL := help
@@ -39,7 +40,7 @@ demo: setup ## Watch the loop repair a broken service, in under a minute
 	@$(BIN)/python -m zamu.demo
 
 test: setup ## Run the tests that need neither root nor a network
-	@echo "Running the tests; those marked 'engine' start Java. It takes about five minutes."
+	@echo "Running the tests; those marked 'engine' start Java. It takes about ten minutes."
 	@$(BIN)/pytest $(SIDE_BY_SIDE) -m "not lab and not peer" $(PYTEST_ARGS)
 
 lint: setup ## Check style and rulebooks: ruff, yamllint, ansible-lint, zamu check
