@@ -259,14 +259,13 @@ class Zamu:
         return latest.values()
 
     def process(self, *words: str) -> psutil.Process | None:
-        """The process of this zamu whose command line has all the words."""
-        for process in psutil.process_iter(["cmdline"]):
-            line = process.info["cmdline"] or []
-            if str(self.state) in " ".join(line) and all(
-                word in line or word in " ".join(line) for word in words
-            ):
-                return process
-        return None
+        """The oldest process of this zamu whose command line has all the words: its forks have it, too."""
+        found = []
+        for process in psutil.process_iter(["cmdline", "create_time"]):
+            line = " ".join(process.info["cmdline"] or [])
+            if all(word in line for word in (str(self.state), *words)):
+                found.append(process)
+        return min(found, key=lambda process: process.info["create_time"], default=None)
 
     def children(self, part: str) -> list[psutil.Process]:
         """The processes that a part started itself."""

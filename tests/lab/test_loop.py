@@ -18,10 +18,10 @@ from aiosmtpd.handlers import Message as MessageHandler
 from harness import Zamu, free_port, wait_until
 from lab.alertmanager import Alertmanager
 from lab.hosts import LabHost
+from lab.web import UNIT, broken, labels, starts, state
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
-UNIT = "zamu-lab-web.service"
 RESTART = "boma.zamu.restart_unit"
 NOTIFY = "boma.zamu.notify"
 
@@ -61,30 +61,6 @@ def zamu(lab_host: LabHost, mailbox: tuple[Mailbox, int], tmp_path: Path) -> Ite
     )
     with one:
         yield one
-
-
-def broken(host: LabHost) -> float:
-    """Make the unit fail; returns the moment, as the host tells time."""
-    moment = float(host.exec("date", "+%s.%N", check=True).stdout)
-    host.exec("systemctl", "kill", "--signal=KILL", UNIT, check=True)
-    wait_until(lambda: state(host) == "failed", 15, host.logs)
-    return moment
-
-
-def state(host: LabHost) -> str:
-    return host.exec("systemctl", "is-active", UNIT).stdout.strip()
-
-
-def starts(host: LabHost, since: float) -> int:
-    """How often systemd started the unit since a moment: the effect itself, counted on the host."""
-    words = host.exec(
-        "journalctl", "-u", UNIT, "-o", "cat", f"--since=@{since:.6f}", "_PID=1", check=True
-    ).stdout
-    return sum(line.startswith("Started ") for line in words.splitlines())
-
-
-def labels(host: LabHost) -> dict[str, str]:
-    return {"alertname": "SystemdUnitFailed", "instance": f"{host.address}:9100", "name": UNIT}
 
 
 def run_once_and_verified(zamu: Zamu, host: LabHost, since: float, *, runs: int = 1) -> None:
