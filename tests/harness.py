@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -297,7 +297,8 @@ class Zamu:
         workers = {child.pid for child in victims if "zamu.gate.worker" in _line(child)}
         for victim in victims:
             if not workers & {victim.pid, *(parent.pid for parent in _parents(victim))}:
-                victim.kill()
+                with suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
+                    victim.kill()
         for process in self._parts.values():
             process.wait()
         self._parts.clear()

@@ -594,7 +594,7 @@ def test_a_guest_is_found_by_number_or_name_and_never_guessed(pve: Any, act: Dee
 
 def test_a_guest_that_is_slow_or_that_ha_starts_is_waited_for(pve: Any, act: Deed) -> None:
     pve.time_scale = 0.1
-    vm(pve, 101, "web", "stopped").start_secs = 12
+    vm(pve, 101, "web", "stopped").start_secs = 60
     ha = vm(pve, 102, "ha", "stopped")
     ha.ha_state = "stopped"
     assert "has not ended after 1 s. It goes on" in act.refusal("start", wait=1)
