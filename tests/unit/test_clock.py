@@ -368,7 +368,7 @@ def test_jitter_is_the_same_after_a_restart_bounded_and_not_the_same_for_all(
     assert all(event["clock"]["late_seconds"] < 0.1 for event in queue.taken.values())
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_whenever_it_is_killed_and_the_clock_is_set_each_tick_is_one_event(
     clock: Time, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
