@@ -24,8 +24,8 @@ _LOG_LIMIT = 10_000_000
 # H2's error codes for a file that it cannot read: 90028 is IO_EXCEPTION_1, 90030 FILE_CORRUPTED_1.
 _DAMAGED = ("[90028-", "[90030-")
 _NO_STORE = "Failed to initialize HA mode"
-# Java's quick compiler alone: the engine mostly waits, and starts and denies with a fifth less CPU so than with
-# the compiler for busy servers. Who sets the variable has his own options instead.
+# Java's quick compiler alone: the engine mostly waits, and starts and denies with a fifth less CPU than
+# with the compiler for busy servers. Who sets the variable has his own options instead.
 _JVM = "-XX:TieredStopAtLevel=1"
 #: What the engine finds first on its PATH.
 _DOOR = {
