@@ -98,8 +98,9 @@ def sweep() -> None:
 class LabHost:
     """One Debian host: `with LabHost() as host: ...`, or `start()` and `stop()`."""
 
-    def __init__(self, name: str | None = None) -> None:
+    def __init__(self, name: str | None = None, image: str = IMAGE) -> None:
         self._wanted_name = name
+        self._image = image
         self._slot: Slot | None = None
 
     def __enter__(self) -> Self:
@@ -243,7 +244,7 @@ class LabHost:
             # The host gets the image's resolver file, not the machine's: it has no way out.
             "--dns=none",
         ]
-        run("podman", "run", "--detach", *options, IMAGE, "/lib/systemd/systemd")
+        run("podman", "run", "--detach", *options, self._image, "/lib/systemd/systemd")
         self.wait_until_booted()
 
     def wait_until_booted(self) -> None:

@@ -8,16 +8,14 @@ systemd's own journal, not by what zamu says of itself.
 import threading
 import time
 from collections.abc import Callable, Iterator
-from email.message import Message
 from pathlib import Path
 
 import pytest
-from aiosmtpd.controller import Controller
-from aiosmtpd.handlers import Message as MessageHandler
 
-from harness import Zamu, free_port, wait_until
+from harness import Zamu, wait_until
 from lab.alertmanager import Alertmanager
 from lab.hosts import LabHost
+from lab.mail import Mailbox, mail_server
 from lab.web import UNIT, broken, labels, starts, state
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
@@ -26,30 +24,14 @@ RESTART = "boma.zamu.restart_unit"
 NOTIFY = "boma.zamu.notify"
 
 
-class Mailbox(MessageHandler):
-    """A real SMTP server's handler that keeps what was delivered."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.subjects: list[str] = []
-
-    def handle_message(self, message: Message) -> None:
-        self.subjects.append(str(message["subject"]))
+@pytest.fixture
+def mailbox() -> Iterator[Mailbox]:
+    with mail_server() as one:
+        yield one
 
 
 @pytest.fixture
-def mailbox() -> Iterator[tuple[Mailbox, int]]:
-    handler = Mailbox()
-    port = free_port()
-    server = Controller(handler, hostname="127.0.0.1", port=port)
-    server.start()
-    yield handler, port
-    server.stop()
-
-
-@pytest.fixture
-def zamu(lab_host: LabHost, mailbox: tuple[Mailbox, int], tmp_path: Path) -> Iterator[Zamu]:
-    url = f"mailto://127.0.0.1:{mailbox[1]}/?from=zamu@example.net&to=operator@example.net"
+def zamu(lab_host: LabHost, mailbox: Mailbox, tmp_path: Path) -> Iterator[Zamu]:
     one = Zamu(
         tmp_path / "zamu",
         hosts={"web1": lab_host.inventory_entry()},
@@ -57,7 +39,7 @@ def zamu(lab_host: LabHost, mailbox: tuple[Mailbox, int], tmp_path: Path) -> Ite
             "notify": {"channels": [{"name": "mail", "url": "env:LAB_MAIL"}]},
             "guard": {"actions": {RESTART: {"cooldown": "1s", "target": ["restart_unit_name"]}}},
         },
-        environment={"LAB_MAIL": url},
+        environment={"LAB_MAIL": mailbox.url},
     )
     with one:
         yield one
@@ -96,7 +78,7 @@ def under_way(zamu: Zamu, host: LabHost, fire: Callable[[], Alertmanager]) -> fl
 
 
 def test_an_alert_repairs_the_host_and_the_operator_is_told(
-    zamu: Zamu, lab_host: LabHost, fire: Callable[[], Alertmanager], mailbox: tuple[Mailbox, int]
+    zamu: Zamu, lab_host: LabHost, fire: Callable[[], Alertmanager], mailbox: Mailbox
 ) -> None:
     zamu.start("run")
     zamu.wait_ready()
@@ -104,14 +86,14 @@ def test_an_alert_repairs_the_host_and_the_operator_is_told(
     sender = fire()
     run_once_and_verified(zamu, lab_host, since)
     sender.resolve(labels(lab_host))
-    wait_until(lambda: mailbox[0].subjects, 60, zamu.story)
-    assert mailbox[0].subjects == [f"{UNIT} on {lab_host.address}:9100 is well again"]
+    wait_until(lambda: mailbox.subjects, 60, zamu.story)
+    assert mailbox.subjects == [f"{UNIT} on {lab_host.address}:9100 is well again"]
     zamu.wait_settled()
     assert {event["state"] for event in zamu.events()} == {"delivered"}
 
 
 def test_a_unit_that_cannot_start_is_told_at_once(
-    zamu: Zamu, lab_host: LabHost, alertmanager: Callable[..., Alertmanager], mailbox: tuple[Mailbox, int]
+    zamu: Zamu, lab_host: LabHost, alertmanager: Callable[..., Alertmanager], mailbox: Mailbox
 ) -> None:
     zamu.start("run")
     zamu.wait_ready()
@@ -121,8 +103,8 @@ def test_a_unit_that_cannot_start_is_told_at_once(
     (run,) = zamu.wait_for_run(RESTART, "failed", within=120)
     assert run["verified"] is False
     assert "zamu-lab-broken.service" in run["reason"]
-    wait_until(lambda: mailbox[0].subjects, 60, zamu.story)
-    assert mailbox[0].subjects == ["SystemdUnitFailed: boma.zamu.restart_unit failed on web1"]
+    wait_until(lambda: mailbox.subjects, 60, zamu.story)
+    assert mailbox.subjects == ["SystemdUnitFailed: boma.zamu.restart_unit failed on web1"]
     lab_host.exec("systemctl", "reset-failed", "zamu-lab-broken.service")
 
 
@@ -199,7 +181,7 @@ def test_a_killed_playbook_is_done_again_and_says_interrupted(
 
 
 def test_a_host_that_vanishes_is_a_clear_failure(
-    zamu: Zamu, lab_host: LabHost, fire: Callable[[], Alertmanager], mailbox: tuple[Mailbox, int]
+    zamu: Zamu, lab_host: LabHost, fire: Callable[[], Alertmanager], mailbox: Mailbox
 ) -> None:
     zamu.start("run")
     zamu.wait_ready()
@@ -208,6 +190,6 @@ def test_a_host_that_vanishes_is_a_clear_failure(
         fire()
         (run,) = zamu.wait_for_run(RESTART, "failed", within=120)
         assert "web1" in run["reason"]
-        wait_until(lambda: mailbox[0].subjects, 60, zamu.story)
+        wait_until(lambda: mailbox.subjects, 60, zamu.story)
     finally:
         lab_host.plug_in()

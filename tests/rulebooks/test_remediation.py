@@ -227,7 +227,7 @@ def test_the_ladder_of_a_container(rules: Rehearsal) -> None:
     (reboot,) = rules.post(run("restart_stack", origin=ASKING))
     assert (reboot.rule, reboot.arguments["name"]) == (REBOOT, "boma.zamu.reboot_host")
     assert reboot.arguments["lock"] == "web1:9100"
-    assert "extra_vars" not in reboot.arguments
+    assert reboot.arguments["extra_vars"] == {"reboot_host_for_container": "web", "reboot_host_for_unit": ""}
     (report,) = rules.post(run("reboot_host", reason="web1 is still ill.", origin=ASKING))
     assert (report.rule, report.arguments["name"]) == (REPORT, "boma.zamu.report_failure")
     assert report.arguments["extra_vars"] == {
@@ -241,8 +241,21 @@ def test_the_ladder_of_a_container(rules: Rehearsal) -> None:
 
 def test_the_ladder_of_a_unit(rules: Rehearsal) -> None:
     origin = began("SystemdUnitFailed", name="nginx.service", escalate="reboot")
-    assert names(rules.post(run("restart_unit", origin=origin))) == [REBOOT]
+    (reboot,) = rules.post(run("restart_unit", origin=origin))
+    assert reboot.rule == REBOOT
+    assert reboot.arguments["extra_vars"] == {
+        "reboot_host_for_container": "",
+        "reboot_host_for_unit": "nginx.service",
+    }
     assert names(rules.post(run("reboot_host", origin=origin))) == [REPORT]
+
+
+def test_a_reboot_for_what_has_no_name_or_a_strange_one_hands_it_on_as_it_is(rules: Rehearsal) -> None:
+    for number, text in enumerate(["", "{{ 7 * 7 }}", "--now", "a\nb", "x" * 1000]):
+        origin = began("ContainerDown", escalate="reboot", **({"name": text} if text else {}))
+        (reboot,) = rules.post(run("restart_stack", id=f"{number}", origin=origin))
+        given = {"reboot_host_for_container": text, "reboot_host_for_unit": ""}
+        assert reboot.arguments["extra_vars"] == given
 
 
 @pytest.mark.parametrize("playbook", ["restart_stack", "restart_unit"])
