@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from unit.helpers import gate_settings
-from zamu import config
+from zamu import config, inventory
 from zamu.errors import ConfigError, ZamuError
 from zamu.gate import settings
 from zamu.inventory import Inventory
@@ -102,6 +102,30 @@ def test_the_inventory_is_not_read_again_while_its_files_are_the_same(tmp_path: 
 def test_the_inventory_is_read_again_when_a_file_of_it_changed(tmp_path: Path) -> None:
     known = gate_settings(tmp_path)
     (tmp_path / "inventory" / "more.yml").write_text('{"all": {"hosts": {"web3": {}}}}')
+    assert known.known().hosts == {"web1", "web2", "web3"}
+
+
+def test_an_inventory_that_is_broken_is_not_read_for_every_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, asked = gate_settings(tmp_path), [0]
+    load = inventory.load
+
+    def count(path: Path, environment: dict[str, str]) -> Inventory:
+        asked[0] += 1
+        return load(path, environment)
+
+    monkeypatch.setattr("zamu.gate.settings.inventory.load", count)
+    (tmp_path / "inventory" / "more.yml").write_text("all: [")
+    for _ in range(5):
+        with pytest.raises(ConfigError, match=r"more\.yml"):
+            known.known()
+    assert asked == [1]
+    monkeypatch.setattr(settings, "_AGAIN", 0.0)  # what it asks of others may be there again
+    with pytest.raises(ConfigError):
+        known.known()
+    assert asked == [2]
+    (tmp_path / "inventory" / "more.yml").write_text("all: {hosts: {web3: {}}}")
     assert known.known().hosts == {"web1", "web2", "web3"}
 
 

@@ -5,6 +5,7 @@ The gate starts before every playbook, so it reads this small file instead of al
 """
 
 import os
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import msgspec
 
 from zamu import inventory
 from zamu.changes import stamp
-from zamu.errors import ZamuError
+from zamu.errors import ConfigError, ZamuError
 from zamu.gate.policy import Guard
 from zamu.inventory import Inventory
 from zamu.state import State, write_atomically
@@ -46,12 +47,23 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run_timeout: float
 
     def known(self) -> Inventory:
-        """The inventory; read anew when a file of it has changed. Raises ConfigError."""
+        """The inventory; read anew when a file of it has changed, and after a while when it is broken.
+
+        Raises ConfigError.
+        """
         path = Path(self.inventory)
         found = stamp(path)
         if found == self.inventory_stamp:
             return self.found
-        return _read(path, found, tuple(self.environment.items()))
+        when, words = _broken.get(found, (-_AGAIN, ""))
+        if time.monotonic() < when + _AGAIN:
+            raise ConfigError(words)
+        try:
+            return _read(path, found, tuple(self.environment.items()))
+        except ConfigError as error:
+            _broken.clear()
+            _broken[found] = (time.monotonic(), str(error))
+            raise
 
     def playbook_environment(self) -> dict[str, str]:
         """The environment of a playbook: ours, without what ansible-runner put into it.
@@ -67,6 +79,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         path = State(Path(self.state)).gate
         write_atomically(path, msgspec.json.encode(self).decode(), mode=0o600)
         return path
+
+
+#: The stamp of an inventory that could not be read, when that was, and why. To try starts a program, and each
+#: action asks.
+_broken: dict[str, tuple[float, str]] = {}
+#: Seconds after which it is tried again: what an inventory asks of others may be there again.
+_AGAIN = 15.0
 
 
 @lru_cache(1)
