@@ -955,6 +955,26 @@ def _replaced(value: object, old: str, new: object) -> object:
 
 
 @pytest.mark.parametrize(
+    ("condition", "mixed"),
+    [
+        ("event.a or event.b and event.c", True),
+        ("(event.a or event.b and event.c)", True),
+        ('event.a == ")" or (event.b) and event.c', True),
+        ("(event.a or event.b) and event.c", False),
+        ("event.a and event.b or event.c", False),
+        ("event.a or (event.b and event.c)", False),
+        ('event.a == "x or y" and event.b == "\\" or and"', False),
+    ],
+)
+def test_an_and_after_an_or_is_told(house: House, condition: str, mixed: bool) -> None:
+    data = yaml.safe_load(GOOD)
+    data[0]["rules"][0]["condition"] = condition
+    house.write("rulebooks/a.yml", yaml.safe_dump(data))
+    found = [line for line in house.check() if "put brackets round what belongs together" in line]
+    assert [" warning: condition: " in line for line in found] == [True] * mixed
+
+
+@pytest.mark.parametrize(
     "condition",
     [
         "(" * 500,

@@ -20,12 +20,16 @@ _SEARCHES = {"match", "search", "regex"}
 #: What Python does not know in an expression, and Java, which the engine uses, may.
 _PERHAPS_JAVA = ("bad escape", "unknown extension", "multiple repeat", "global flags", "look-behind")
 
+#: Texts in quotes, in which nothing counts, and what holds a condition together.
+_WORDS = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[()]|\b(?:and|or)\b""")
+
 
 @dataclass
 class Condition:
     """`names` are the ones under which the matched events are known; `event` needs none.
 
-    `faults` holds pairs of a check's name and a sentence.
+    `faults` holds pairs of a check's name and a sentence. `mixed`: an `and` follows an `or` without a bracket
+    between them, and the engine, other than Python, does not let the `and` bind more.
     """
 
     kind: str
@@ -34,6 +38,7 @@ class Condition:
     named: bool = False
     paths: list[Path] = field(default_factory=list)
     faults: list[tuple[Check, str]] = field(default_factory=list)
+    mixed: bool = False
 
     @property
     def several(self) -> bool:
@@ -62,6 +67,7 @@ def understand(condition: Any) -> Condition:
     except Exception as error:  # the parser raises what its libraries raise
         found.faults.append(("condition", f"the condition cannot be read: {_reason(error)}; mend it."))
         return found
+    found.mixed = any(_mixes(text) for text in _texts(condition))
     found.timed = "timeout" in whole
     parts = next(whole[key] for key in _KINDS if key in whole)
     if not parts:
@@ -70,6 +76,24 @@ def understand(condition: Any) -> Condition:
     for index, part in enumerate(parts):
         _part(found, index, part)
     return found
+
+
+def _texts(condition: Any) -> Iterator[str]:
+    yield from (value for _, value in _walk(condition) if isinstance(value, str))
+
+
+def _mixes(text: str) -> bool:
+    had_or = [False]
+    for word in _WORDS.findall(text):
+        if word == "(":
+            had_or.append(False)
+        elif word == ")":
+            had_or.pop()
+        elif word == "or":
+            had_or[-1] = True
+        elif word == "and" and had_or[-1]:
+            return True
+    return False
 
 
 def _reason(error: Exception) -> str:

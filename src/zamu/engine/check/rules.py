@@ -122,6 +122,11 @@ class _Rule:
             yield self._finding("rule-name", ("name",), "a rule's name cannot be a template; write it out.")
         for check, words in self.condition.faults:
             yield self._finding(check, ("condition",), words)
+        if self.condition.mixed:
+            words = (
+                "an `and` after an `or` holds for all before it; put brackets round what belongs together."
+            )
+            yield self._finding("condition", ("condition",), words, warning=True)
         for path in self.condition.paths:
             yield from self._path(("condition",), path[1:])
         if "throttle" in self.rule:
