@@ -76,8 +76,12 @@ def test_the_death_and_the_return_of_the_engine_are_told_though_its_sender_is_de
         zamu.wait_ready()
         wait_until(lambda: OVER in subjects(box), 30, zamu.story)
         assert subjects(box) == [BEGIN, OVER]
-        told = [row for row in zamu.listed("messages") if row["title"] in (BEGIN, OVER)]
-        assert [(row["state"], row["channel"]) for row in told[-2:]] == [("delivered", "mail")] * 2
+
+        def told() -> list[tuple[str, str]]:
+            rows = [row for row in zamu.listed("messages") if row["title"] in (BEGIN, OVER)]
+            return [(row["state"], row["channel"]) for row in rows]
+
+        wait_until(lambda: told()[-2:] == [("delivered", "mail")] * 2, 30, lambda: str(told()))
 
 
 def test_an_engine_that_was_halted_is_told_as_down(

@@ -149,7 +149,7 @@ def refused(zamu: Zamu, part: str) -> "subprocess.CompletedProcess[str]":
         zamu.command(part),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=False,
         cwd=ROOT,
         env=os.environ | zamu.environment,

@@ -65,8 +65,10 @@ def test_a_storm_is_told_once_and_sets_off_no_more_than_the_policy_allows(house:
         told = wait_until(ledger.letters, 60, zamu.story)
         assert [letter.message.title for letter in told] == ["A storm of alerts: switch1 (SwitchPortDown)"]
         assert "200 alerts: switch1 (SwitchPortDown)" in told[0].message.body
+        # Each wanted action comes into the ledger, if its event was delivered just now a little later.
+        wait_until(lambda: ledger.runs(after=sent - 1), 60, lambda: str(ledger.counts()))
         before = ledger.runs()
-        assert len(before) == sent, "Each wanted action is in the ledger."
+        assert len(before) == sent
         allowed = [run for run in before if run.status is not Status.DEFERRED]
         assert len(allowed) < STORM["actions"]
 

@@ -599,7 +599,7 @@ def test_a_guest_that_is_slow_or_that_ha_starts_is_waited_for(pve: Any, act: Dee
     ha.ha_state = "stopped"
     assert "has not ended after 1 s. It goes on" in act.refusal("start", wait=1)
     # Run again, it waits for what it began and begins nothing.
-    assert act("start")["changed"]
+    assert act("start", wait=60)["changed"]
     assert len(told(pve)) == 1
     assert act("start", "ha")["changed"]
     assert ha.status == "running"
