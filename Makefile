@@ -7,9 +7,10 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12; do \
 BIN := .venv/bin
 UV := $(BIN)/uv pip
 STAMP := .venv/.installed
-# A file's tests share what they start, and most tests wait for a process, so that there are more of them at a time
-# than processors. The long files come first.
-SIDE_BY_SIDE := --numprocesses $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4))) --dist loadfile --no-loadscope-reorder
+# A file's tests share what they start, and the long files come first. Most of `make test` waits for processes,
+# so there are more of them at a time than processors; real senders and hosts have limits of their own for waiting.
+SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder --numprocesses
+WORKERS := $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 .DEFAULT_GOAL := help
@@ -41,7 +42,7 @@ demo: setup ## Watch the loop repair a broken service, in under a minute
 
 test: setup ## Run the tests that need neither root nor a network
 	@echo "Running the tests; those marked 'engine' start Java. It takes about ten minutes."
-	@$(BIN)/pytest $(SIDE_BY_SIDE) -m "not lab and not peer" $(PYTEST_ARGS)
+	@$(BIN)/pytest $(SIDE_BY_SIDE) $(shell echo $$(($(WORKERS) + 1))) -m "not lab and not peer" $(PYTEST_ARGS)
 
 lint: setup ## Check style and rulebooks: ruff, yamllint, ansible-lint, zamu check
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -55,11 +56,11 @@ types: setup ## Check types: mypy, strict
 check-all: lint types test ## Everything that needs no root
 
 peers: setup ## Hear the real programs that send events (root, on Debian; installs them)
-	@$(BIN)/pytest $(SIDE_BY_SIDE) -m peer $(PYTEST_ARGS)
+	@$(BIN)/pytest $(SIDE_BY_SIDE) $(WORKERS) -m peer $(PYTEST_ARGS)
 
 lab: setup ## Repair real Debian hosts (root, on Debian; installs podman and what else it needs)
 	@sh tests/lab/image.sh
-	@$(BIN)/pytest $(SIDE_BY_SIDE) -m lab $(PYTEST_ARGS)
+	@$(BIN)/pytest $(SIDE_BY_SIDE) $(WORKERS) -m lab $(PYTEST_ARGS)
 
 molecule-all: setup ## Run every Molecule scenario (root, on Debian)
 	@sh tests/molecule/run.sh
