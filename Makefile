@@ -41,7 +41,7 @@ demo: setup ## Watch the loop repair a broken service, in under a minute
 	@$(BIN)/python -m zamu.demo
 
 test: setup ## Run the tests that need neither root nor a network
-	@echo "Running the tests; those marked 'engine' start Java. It takes about ten minutes."
+	@echo "Running the tests; those marked 'engine' start Java. It takes ten to twenty minutes."
 	@$(BIN)/pytest $(SIDE_BY_SIDE) $(shell echo $$(($(WORKERS) + 1))) -m "not lab and not peer" $(PYTEST_ARGS)
 
 lint: setup ## Check style and rulebooks: ruff, yamllint, ansible-lint, zamu check
