@@ -242,9 +242,11 @@ async def test_a_live_suricata_is_followed_over_rotations_and_a_restart(
         suricata.stop()
         await suricata.start()
         await suricata.attack(400, 20)
+        # Of the last attack, of which it may not have seen each packet.
+        await until(lambda: any(url.startswith("/evil?4") and len(url) == 9 for url in urls(house)))
         await all_are_events(130)
 
-        one = house.events[-1]  # of the last attack, of which it may not have seen each packet
+        one = house.events[-1]
         assert one["suricata"]["eve"]["http"]["url"].startswith("/evil?4")
         found = one["suricata"]
         assert (found["signature"], found["severity"]) == ("zamu test", 1)
