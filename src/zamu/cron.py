@@ -100,6 +100,12 @@ class Dates:
         return (one for one in reversed(self._moments) if one <= moment)
 
 
+def calendar(cron: str | None, dates: Sequence[str], timezone: str) -> Cron | Dates:
+    """When something opens: by a cron expression, or else on dates. Raises ValueError as these do."""
+    where = ZoneInfo(timezone)
+    return Dates(dates, where) if cron is None else Cron(cron, where)
+
+
 def zone(name: str) -> str:
     """A time zone's name, as it is. Raises ValueError where this machine knows none of that name."""
     try:

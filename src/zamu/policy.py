@@ -5,11 +5,10 @@ import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Literal
-from zoneinfo import ZoneInfo
 
 from pydantic import Field, model_validator
 
-from zamu.cron import Cron, Dates, zone
+from zamu.cron import calendar, zone
 from zamu.section import Duration, SecretReference, Section
 
 
@@ -99,8 +98,7 @@ class Window(Section):
     def _readable(self) -> "Window":
         if (self.cron is None) == (not self.dates):
             raise ValueError("a window opens either by cron or on dates; write one of the two")
-        timezone = ZoneInfo(zone(self.timezone))
-        Dates(self.dates, timezone) if self.cron is None else Cron(self.cron, timezone)
+        calendar(self.cron, self.dates, zone(self.timezone))
         return self
 
 

@@ -79,8 +79,7 @@ class Holding:
 
     def _cancelled(self, run: Run) -> bool:
         """Give up what waits for something that is over."""
-        began = [self._journal.origin(offset) for offset in run.intent.offsets]
-        if all(found is not None and self._journal.holds(found[0]) for found in began):
+        if all(self._journal.holds(offset) for offset in run.intent.offsets):
             return False
         self._give_up(run)
         return True

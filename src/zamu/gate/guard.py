@@ -4,9 +4,8 @@
 import re
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from zoneinfo import ZoneInfo
 
-from zamu.cron import Cron, Dates
+from zamu.cron import calendar
 from zamu.errors import ZamuError
 from zamu.event import now, printable
 from zamu.gate import surroundings
@@ -137,11 +136,11 @@ class Guard:
         if self._policy.window is None:
             return
         window, moment = self._settings.guard.windows[self._policy.window], _moment()
-        zone = ZoneInfo(window.timezone)
-        calendar = Dates(window.dates, zone) if window.cron is None else Cron(window.cron, zone)
-        opened, opens = next(calendar.until(moment), None), next(calendar.after(moment), None)
+        times = calendar(window.cron, window.dates, window.timezone)
+        opened = next(times.until(moment), None)
         if opened is not None and moment < opened + window.duration:
             return
+        opens = next(times.after(moment), None)
         if opens is None:
             yield _deny(f"The window {self._policy.window} opens no more: all its dates are over.")
         else:

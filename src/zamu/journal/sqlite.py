@@ -59,6 +59,12 @@ CREATE TABLE dead (
 """
 _VERSION = 1
 
+#: The event `o` that began the one at an offset: what the event of a run names, or itself.
+_ORIGIN = (
+    "FROM events e JOIN events o ON o.offset = coalesce(e.body ->> '$.meta.origin', e.offset) "
+    "WHERE e.offset = ?"
+)
+
 
 class Journal(Store):
     """See `zamu.journal` for the contract."""
@@ -200,11 +206,7 @@ class Journal(Store):
 
     def origin(self, offset: int) -> tuple[int, Event] | None:
         """What began it, with its offset: what the event of a run names in `meta.origin`, or itself."""
-        row = self._row(
-            "SELECT o.offset, o.body FROM events e JOIN events o "
-            "ON o.offset = coalesce(e.body ->> '$.meta.origin', e.offset) WHERE e.offset = ?",
-            offset,
-        )
+        row = self._row(f"SELECT o.offset, o.body {_ORIGIN}", offset)
         return None if row is None else (row["offset"], json.loads(row["body"]))
 
     def named(self, beginning: str) -> list[tuple[str, Event]]:
@@ -215,11 +217,13 @@ class Journal(Store):
         return [(row["source"], json.loads(row["body"])) for row in rows]
 
     def holds(self, offset: int) -> bool:
-        """Whether a thing is still as its event says. What does not last holds while its event is kept."""
+        """Whether a thing is still as the event that began it says; see `origin`.
+
+        What does not last holds while its event is kept.
+        """
         row = self._row(
-            "SELECT body ->> '$.meta.subject.state' AS said, (SELECT state FROM states s WHERE "
-            "s.source = e.source AND s.key = e.body ->> '$.meta.subject.key') AS found "
-            "FROM events e WHERE offset = ?",
+            "SELECT o.body ->> '$.meta.subject.state' AS said, (SELECT state FROM states s WHERE "  # noqa: S608 - a constant of this file
+            f"s.source = o.source AND s.key = o.body ->> '$.meta.subject.key') AS found {_ORIGIN}",
             offset,
         )
         return row is not None and (row["said"] is None or row["said"] == row["found"])

@@ -67,7 +67,7 @@ def understand(condition: Any) -> Condition:
     except Exception as error:  # the parser raises what its libraries raise
         found.faults.append(("condition", f"the condition cannot be read: {_reason(error)}; mend it."))
         return found
-    found.mixed = any(_mixes(text) for text in _texts(condition))
+    found.mixed = any(_mixes(text) for _, text in _walk(condition) if isinstance(text, str))
     found.timed = "timeout" in whole
     parts = next(whole[key] for key in _KINDS if key in whole)
     if not parts:
@@ -76,10 +76,6 @@ def understand(condition: Any) -> Condition:
     for index, part in enumerate(parts):
         _part(found, index, part)
     return found
-
-
-def _texts(condition: Any) -> Iterator[str]:
-    yield from (value for _, value in _walk(condition) if isinstance(value, str))
 
 
 def _mixes(text: str) -> bool:
