@@ -127,6 +127,7 @@ MEANINGS = {
     "notify.channels[].urgencies": "the urgencies that the channel is for",
     "alarms.engine_down": "how long the engine may not be ready",
     "alarms.lag": "how old the oldest event may become that the rules have not had",
+    "alarms.put_off": "how long an action may be put off without a clock that says for how long",
     "alarms.dead_letters": "how long no new dead letter may come before this alarm is over",
     "alarms.source_failing": "how long a source may fail",
     "alarms.silent": "for sources, by their name: how long each may bring no new event; none "

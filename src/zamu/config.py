@@ -116,6 +116,7 @@ class Alarms(Section):
 
     engine_down: Duration = timedelta(minutes=5)
     lag: Duration = timedelta(minutes=10)
+    put_off: Duration = timedelta(minutes=15)
     dead_letters: Duration = timedelta(hours=1)
     source_failing: Duration = timedelta(minutes=10)
     silent: dict[str, Duration] = Field(default_factory=dict)

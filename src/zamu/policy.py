@@ -205,7 +205,7 @@ class Guard(Policy):
         """All of it for the gate: with what is built in, and with the secret revealed. Raises ConfigError."""
         told = self.model_dump()
         built_in = {name: action.model_dump() for name, action in self.built_in.items()}
-        said = {name: action.model_dump(exclude_unset=True) for name, action in self.actions.items()}
+        said = {name: one.model_dump(include=one.model_fields_set) for name, one in self.actions.items()}
         told["actions"] = {name: built_in.get(name, {}) | said.get(name, {}) for name in {*built_in, *said}}
         if self.alertmanager is not None:
             token, ca = self.alertmanager.token, self.alertmanager.ca

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guard in the whole loop: what is asked, put off, tried, observed and cancelled, in the real engine."""
 
+import os
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from harness import Zamu, alert, group, line_writer, lines_of, wait_until
+from zamu.state import State
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -18,7 +21,8 @@ exec {door} "$@"
 """
 ANSWERS = ("propose", "observe")
 GUARD: dict[str, Any] = {
-    "actions": {"write_line": {"cooldown": "0s", "target": ["line"]}},
+    "actions": {"write_line": {"cooldown": "0s", "target": ["line"], "breaker": {"failures": 2}}},
+    "heartbeat": {"within": "1h"},
     "policies": [
         *({"match": {"severities": [trust]}, "trust": trust} for trust in ANSWERS),
         {"match": {"severities": ["try"]}, "dry_run": True},
@@ -39,7 +43,19 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zamu]:
         real = door.rename(door.with_name("real"))
         door.write_text(COUNTED.format(calls=directory / "calls", door=real))
         door.chmod(0o755)
+        beat(zamu)
         yield zamu
+
+
+def beat(house: Zamu) -> None:
+    """The monitoring says that it is there, until that is noted, which it is once in a second."""
+    file, before = State(house.state).heartbeat, time.time()
+
+    def noted() -> bool:
+        assert house.post(group(alert("Watchdog", severity="none")))[0] == 202
+        return file.exists() and file.stat().st_mtime >= before
+
+    wait_until(noted, 30, house.story)
 
 
 def post(house: Zamu, fingerprint: str, severity: str, status: str = "firing") -> None:
@@ -156,3 +172,36 @@ def test_what_is_wanted_at_a_busy_host_waits_and_nothing_is_lost(house: Zamu) ->
         post(house, name, "plain")
     house.wait_settled(300)
     assert [line for line in lines_of(house.directory.parent) if line.startswith("many")] == names
+
+
+def test_while_the_monitoring_is_silent_nothing_is_done_and_afterwards_it_is(house: Zamu) -> None:
+    long_ago = time.time() - 7200
+    os.utime(State(house.state).heartbeat, (long_ago, long_ago))
+    post(house, "blind", "plain")
+    [run] = wait_for(house, "blind", "deferred")
+    assert run["reason"].startswith("blind: the heartbeat of the monitoring came last 7")
+    beat(house)
+    wait_for(house, "blind", "returned", "successful")
+
+
+def test_what_fails_again_and_again_is_not_tried_until_the_operator_closes_the_breaker(house: Zamu) -> None:
+    post(house, "works", "plain")
+    wait_for(house, "works", "successful")
+    lines = house.directory.parent / "lines"
+    kept = lines.rename(lines.with_name("kept"))
+    lines.mkdir()
+    for name in ("fails1", "fails2"):
+        post(house, name, "plain")
+        wait_for(house, name, "failed")
+    before = gates(house)
+    post(house, "open", "plain")
+    [run] = wait_for(house, "open", "deferred")
+    assert run["reason"].startswith(
+        "circuit breaker: write_line failed 2 times in a row; `zamu close write_line` "
+    )
+    assert gates(house) == before
+    lines.rmdir()
+    kept.rename(lines)
+    answer(house, "close", "write_line")
+    wait_for(house, "open", "returned", "successful")
+    assert lines_of(house.directory.parent).count("open") == 1

@@ -223,7 +223,10 @@ def test_a_duration_longer_than_a_century_is_refused_because_no_clock_goes_back_
 
 def test_the_guards_policy_is_found_by_playbook(write: Write) -> None:
     guard = load(
-        write("guard: {cooldown: 1h, actions: {boma.zamu.restart_unit: {target: [x]}, mine: {cooldown: 2m}}}")
+        write(
+            "guard: {cooldown: 1h, actions: {boma.zamu.restart_unit: {target: [x]}, "
+            "mine: {cooldown: 2m, breaker: {failures: 2}}}}"
+        )
     ).guard
     cooldowns = {"mine": 120, "boma.zamu.restart_unit": 600, "boma.zamu.restart_demo_service": 10, "x": 3600}
     assert {name: guard.cooldown_of(name) for name in cooldowns} == {
@@ -232,7 +235,8 @@ def test_the_guards_policy_is_found_by_playbook(write: Write) -> None:
     told = guard.as_told()["actions"]
     assert told["boma.zamu.restart_unit"]["target"] == ["x"]
     assert told["boma.zamu.restart_unit"]["cooldown"] == timedelta(minutes=10)
-    assert told["mine"] == {"cooldown": timedelta(minutes=2)}
+    breaker = {"failures": 2, "closes_after": timedelta(hours=1)}
+    assert told["mine"] == {"cooldown": timedelta(minutes=2), "breaker": breaker}
 
 
 @pytest.mark.parametrize(

@@ -384,8 +384,11 @@ def test_a_breaker_opens_after_failures_closes_by_time_and_lets_one_try(
 def test_a_breaker_closes_when_the_operator_says_so(tmp_path: Path, ledger: Ledger) -> None:
     settings = house(tmp_path, breaker={"failures": 1})
     ended(ledger, settings, intent("a"), Status.FAILED)
-    assert judged(ledger, settings, intent("b")).status is Status.DEFERRED
+    waits = judged(ledger, settings, intent("b"))
+    assert waits.status is Status.DEFERRED
+    assert datetime.fromisoformat(str(waits.until)) > datetime.now(UTC)
     assert ledger.close_breaker("mend")
+    assert [run.number for run in ledger.held(datetime.now(UTC))] == [waits.number]
     ended(ledger, settings, intent("c"), Status.FAILED)
     assert judged(ledger, settings, intent("d")).status is Status.DEFERRED
 

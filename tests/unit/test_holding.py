@@ -295,6 +295,49 @@ def test_a_storm_is_told_once_with_where_most_of_it_comes_from(
     assert len(ledger.letters()) == 2
 
 
+def test_what_no_clock_lets_go_on_is_said_to_intakes_watch(
+    tmp_path: Path, state: State, journal: Journal, ledger: Ledger, clock: Clock, alertmanager: Alertmanager
+) -> None:
+    asked = {"alertmanager": {"url": alertmanager.url}}
+    unwell = house(tmp_path, **asked, **COOLDOWN, groups={"web": {"healthy": 60}})
+    keeper = Holding(state, journal, ledger)
+
+    def said(settings: Settings) -> str | None:
+        keeper.look(settings)
+        return (state.status("stalled") or {}).get("text")
+
+    offset = fires(journal, "a")
+    run = put_off(ledger, unwell, offset)
+    assert said(unwell) is None  # the cooldown says for how long
+    clock.go(hours=1)
+    firing = {"labels": {}, "fingerprint": "a", "status": {"state": "suppressed"}}
+    alertmanager.alerts = [firing]
+    assert said(unwell) is None  # a person wants it to wait
+    clock.go(minutes=1)
+    firing["status"] = {"state": "active"}
+    for host in ("web2", "web3"):
+        alertmanager.fires(host)
+    words = f"mend on web1 (run {run.number}): too few are well: of the group web this leaves "
+    assert str(said(unwell)).startswith(words)
+    assert (state.status("stalled") or {})["since"] == run.created_at
+    alertmanager.alerts = b"it starts"
+    clock.go(minutes=1)
+    assert f"Alertmanager ({alertmanager.url}) does not say what fires" in str(said(unwell))
+    alertmanager.alerts = [firing]
+    assert said(unwell) is None
+    assert status(ledger, run) is Status.RETURNED
+
+
+def test_what_waits_for_its_rules_throttle_is_not_stalled(
+    tmp_path: Path, state: State, journal: Journal, ledger: Ledger, clock: Clock
+) -> None:
+    settings, keeper = house(tmp_path, cooldown="10s"), Holding(state, journal, ledger)
+    put_off(ledger, settings, fires(journal, "a"), throttle=3600.0)
+    clock.go(minutes=20)
+    keeper.look(settings)
+    assert state.status("stalled") is None
+
+
 async def test_an_event_is_put_back_once_with_the_rule_that_it_is_for(
     state: State, journal: Journal, ledger: Ledger
 ) -> None:

@@ -178,6 +178,17 @@ def test_events_that_wait_too_long_are_told(house: House) -> None:
     assert "zamu: over: events wait" in house.after(minutes=2)
 
 
+def test_an_action_that_is_put_off_again_and_again_is_told_once(house: House) -> None:
+    house.state.say("stalled", since=timestamp(START), text="restart on web1 (run 7): blind: no heartbeat.")
+    assert house.after(minutes=14) == []
+    assert house.after(minutes=3) == ["zamu: actions wait"]
+    assert "for 0:16:" in house.last
+    assert "restart on web1 (run 7): blind: no heartbeat. See `zamu runs`." in house.last
+    assert house.after(hours=3) == []
+    house.state.say("stalled")
+    assert house.after(minutes=2) == ["zamu: over: actions wait"]
+
+
 def test_dead_letters_are_told_together_and_over_when_no_new_one_came(house: House) -> None:
     house.now = datetime.now(UTC)  # the journal writes itself when an event died
     house.receive("old", meta=dead("old", house.now))

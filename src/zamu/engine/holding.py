@@ -17,7 +17,7 @@ from zamu.gate.guard import Guard
 from zamu.gate.settings import TELLING, Settings
 from zamu.gate.surroundings import firing
 from zamu.journal.sqlite import Journal
-from zamu.ledger import Message, Run, Status
+from zamu.ledger import SILENCED, Message, Run, Status
 from zamu.ledger.sqlite import Ledger
 from zamu.state import State
 
@@ -45,7 +45,8 @@ class Holding:
         self._ledger = ledger
         self._offset = -1
         self._newest = 0
-        self._lost = False
+        self._lost = ""
+        self._stalled = False
         self._missing: dict[int, float] = {}
 
     def look(self, settings: Settings) -> None:
@@ -63,6 +64,18 @@ class Holding:
         if due and settings.guard.alertmanager is not None:
             due = self._still_firing(due, settings, moment)
         self._pass_on(due, settings)
+        self._say_stalled(moment)
+
+    def _say_stalled(self, moment: datetime) -> None:
+        """Say what is put off again and again, for intake's watch: no clock ends its waiting."""
+        soon = moment + _SOON
+        first = next((run for run in self._ledger.stalled(soon) if _is_due(run, soon)), None)
+        if first is not None:
+            what = f"{first.intent.playbook} on {', '.join(first.intent.hosts)} (run {first.number})"
+            self._state.say("stalled", since=first.created_at, text=f"{what}: {self._lost or first.reason}")
+        elif self._stalled:
+            self._state.say("stalled")
+        self._stalled = first is not None
 
     def _pass_on(self, due: list[Run], settings: Settings) -> None:
         """Ask the guard again; one run at a host goes on in a look, the others may have to wait for it."""
@@ -96,11 +109,11 @@ class Holding:
         except ZamuError as error:
             if not self._lost:
                 log.warning("%s What was put off has to wait.", error)
-            self._lost = True
+            self._lost = str(error)
             return []
         if self._lost:
             log.info("Alertmanager says again what fires.")
-        self._lost = False
+        self._lost = ""
         still, clock = [], time.monotonic()
         for run in due:
             wanted = self._fingerprints(run)
@@ -110,7 +123,7 @@ class Holding:
                 else:
                     self._wait(run, moment, "Alertmanager does not know its alert.")
             elif any(_is_silenced(known[one]) for one in wanted):
-                self._wait(run, moment, "silenced: its alert is silenced or inhibited in Alertmanager.")
+                self._wait(run, moment, f"{SILENCED} its alert is silenced or inhibited in Alertmanager.")
             else:
                 self._missing.pop(run.number, None)
                 still.append(run)

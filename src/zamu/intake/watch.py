@@ -78,6 +78,7 @@ class Watch:
             "engine": self._engine,
             "heap": self._heap,
             "lag": self._lag,
+            "actions": self._actions,
             "dead letters": self._dead_letters,
             "disk": self._disk,
             "failing": self._failing_sources,
@@ -158,6 +159,15 @@ class Watch:
         if age >= self._limits.lag:
             text = f"The oldest event that the rules have not had is {_words(age)} old; see `zamu runs`."
             yield Trouble("lag", "events wait", text, timedelta(0), "urgent")
+
+    def _actions(self, now: datetime) -> Iterator[Trouble]:
+        said = self._state.status("stalled") or {}
+        if "since" not in said:
+            return
+        age = now - datetime.fromisoformat(said["since"])
+        if age >= self._limits.put_off:
+            text = f"An action is put off again and again, for {_words(age)}: {said['text']} See `zamu runs`."
+            yield Trouble("actions", "actions wait", text, self._limits.settle)
 
     def _dead_letters(self, now: datetime) -> Iterator[Trouble]:
         standing = self.book.alarms.get("dead letters")

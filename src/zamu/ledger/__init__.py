@@ -160,6 +160,8 @@ def _cut(text: str, limit: int) -> str:
 
 #: Origins of messages that are never gathered with others into one: those that tell of a storm.
 ALONE = ("storm ", "calm ")
+#: How the reason of a run begins whose alert is silenced.
+SILENCED = "silenced:"
 
 
 @dataclass(frozen=True)

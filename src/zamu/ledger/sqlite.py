@@ -17,6 +17,7 @@ from zamu.ledger import (
     ALONE,
     HELD,
     RESUMED,
+    SILENCED,
     Answer,
     Intent,
     Letter,
@@ -282,14 +283,21 @@ class Ledger(Store):
         return [datetime.fromisoformat(row["finished_at"]) for row in failed]
 
     def close_breaker(self, playbook: str) -> bool:
-        """The operator lets an action be tried again that failed too often; False when it never ran."""
-        return bool(
-            self._write(
+        """The operator lets an action be tried again that failed too often; False when it never ran.
+
+        What was put off is due then: the guard is asked about it again.
+        """
+        with self._transaction() as connection:
+            known = connection.execute(
                 "INSERT OR REPLACE INTO breakers SELECT playbook, max(number) FROM runs WHERE playbook = ? "
                 "AND started_at IS NOT NULL GROUP BY playbook",
-                playbook,
+                (playbook,),
             )
-        )
+            connection.execute(
+                "UPDATE runs SET until = ? WHERE playbook = ? AND status = ?",
+                (now(), playbook, Status.DEFERRED),
+            )
+            return known.rowcount > 0
 
     def wanted(self, since: datetime, until: datetime, without: Collection[str]) -> int:
         """How many actions were wanted in a time, whatever became of them, but for some playbooks.
@@ -325,6 +333,16 @@ class Ledger(Store):
         return self._runs(
             "status IN (?1, ?2) AND (?3 IS NULL OR until <= ?3 OR number > ?4) ORDER BY until, number",
             *(*sorted(HELD), due and timestamp(due), after),
+        )
+
+    def stalled(self, soon: datetime) -> list[Run]:
+        """Runs that are put off, but until `soon` only; the first ones.
+
+        Those whose alert is silenced are not among them: a person wants them to wait.
+        """
+        return self._runs(
+            "status = ? AND until <= ? AND reason NOT LIKE ? ORDER BY number LIMIT 50",
+            *(Status.DEFERRED, timestamp(soon), f"{SILENCED}%"),
         )
 
     def answer(self, number: int, status: Status, reason: str) -> Run | None:
