@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,70 +63,68 @@ def test_the_demo_plays_the_loop_and_leaves_nothing() -> None:
     assert not Path(directory[0]).exists()
 
 
-def test_healthz_says_what_is_missing_before_it_is_ready(tmp_path: Path) -> None:
-    with Zamu(tmp_path / "zamu", hosts={"web1": LOCAL}) as zamu:
+@pytest.fixture(scope="module")
+def intake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zamu]:
+    """A zamu of which only intake runs."""
+    with Zamu(tmp_path_factory.mktemp("surface") / "zamu", hosts={"web1": LOCAL}) as zamu:
         zamu.start("intake")
         zamu.wait_listening()
-        status, body = zamu.health()
-        assert status == 503
-        assert body["reason"] == "The engine is not running."
-        zamu.start("engine")
-        zamu.wait_ready()
-        assert zamu.health()[1]["parts"] == {"intake": "ready", "engine": "ready"}
-        zamu.kill_engine()
-        wait_until(lambda: zamu.health()[0] == 503, 20, zamu.story)
-        zamu.wait_ready()
+        yield zamu
 
 
-def test_events_and_runs_have_their_fixed_fields(tmp_path: Path) -> None:
-    with Zamu(tmp_path / "zamu", hosts={"web1": LOCAL}) as zamu:
-        zamu.start("run")
-        zamu.wait_ready()
-        assert zamu.post(group(alert("SystemdUnitFailed", instance="nowhere", name="x.service")))[0] == 202
-        zamu.wait_for_run("boma.zamu.restart_unit", "denied")
-        zamu.wait_settled()
-        event, run = zamu.printed("events")[0], zamu.printed("runs")[0]
-        assert {"uuid", "source", "received_at", "hosts", "state", "consumers", "event"} <= set(event)
-        assert event["consumers"] == {"Remedies": "delivered", "Demo service": "delivered"}
-        assert event["hosts"] == []
-        fields = "id events ruleset rule playbook hosts status verified started_at finished_at reason"
-        assert set(fields.split()) <= set(run)
-        assert run["events"] == [event["uuid"]]
-        assert run["reason"].startswith("no inventory host")
+@pytest.fixture(scope="module")
+def both(intake: Zamu) -> Zamu:
+    """The same zamu, whole."""
+    intake.start("engine")
+    intake.wait_ready()
+    return intake
 
 
-def test_a_second_zamu_on_the_same_state_is_refused(tmp_path: Path) -> None:
-    with Zamu(tmp_path / "zamu", hosts={"web1": LOCAL}) as zamu:
-        zamu.start("intake")
-        zamu.wait_listening()
-        second = subprocess.run(zamu.command("intake"), capture_output=True, text=True, check=False)
-        assert second.returncode == 2
-        assert "Another zamu intake works on" in second.stderr
+def test_healthz_says_what_is_missing(intake: Zamu) -> None:
+    status, body = intake.health()
+    assert status == 503
+    assert body["reason"] == "The engine is not running."
 
 
-def test_the_engine_ends_when_its_supervisor_is_killed(tmp_path: Path) -> None:
-    with Zamu(tmp_path / "zamu", hosts={"web1": LOCAL}) as zamu:
-        zamu.start("intake", "engine")
-        zamu.wait_ready()
-        zamu.kill_part("engine")
-        wait_until(lambda: zamu.process("--persistence-id") is None, 15, zamu.story)
+def test_a_second_zamu_on_the_same_state_is_refused(intake: Zamu) -> None:
+    second = subprocess.run(intake.command("intake"), capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    assert "Another zamu intake works on" in second.stderr
 
 
-def test_a_taken_port_is_said_with_a_mend(tmp_path: Path) -> None:
-    with (
-        Zamu(tmp_path / "one", hosts={"web1": LOCAL}) as first,
-        Zamu(
-            tmp_path / "two",
-            hosts={"web1": LOCAL},
-            config={"intake": {"listen": f"127.0.0.1:{first.port}"}},
-        ) as second,
-    ):
-        first.start("intake")
-        first.wait_listening()
+def test_a_taken_port_is_said_with_a_mend(intake: Zamu, tmp_path: Path) -> None:
+    taken = f"127.0.0.1:{intake.port}"
+    with Zamu(tmp_path / "zamu", hosts={"web1": LOCAL}, config={"intake": {"listen": taken}}) as second:
         done = subprocess.run(second.command("run"), capture_output=True, text=True, check=False)
-        assert done.returncode == 2
-        assert f"cannot listen on 127.0.0.1:{first.port}" in done.stderr
-        assert "set intake.listen" in done.stderr
+    assert done.returncode == 2
+    assert f"cannot listen on {taken}" in done.stderr
+    assert "set intake.listen" in done.stderr
+
+
+def test_healthz_follows_the_engine(both: Zamu) -> None:
+    assert both.health()[1]["parts"] == {"intake": "ready", "engine": "ready"}
+    both.kill_engine()
+    wait_until(lambda: both.health()[0] == 503, 20, both.story)
+    both.wait_ready()
+
+
+def test_events_and_runs_have_their_fixed_fields(both: Zamu) -> None:
+    assert both.post(group(alert("SystemdUnitFailed", instance="nowhere", name="x.service")))[0] == 202
+    both.wait_for_run("boma.zamu.restart_unit", "denied")
+    both.wait_settled()
+    event, run = both.printed("events")[0], both.printed("runs")[0]
+    assert {"uuid", "source", "received_at", "hosts", "state", "consumers", "event"} <= set(event)
+    assert event["consumers"] == {"Remedies": "delivered", "Demo service": "delivered"}
+    assert event["hosts"] == []
+    fields = "id events ruleset rule playbook hosts status verified started_at finished_at reason"
+    assert set(fields.split()) <= set(run)
+    assert run["events"] == [event["uuid"]]
+    assert run["reason"].startswith("no inventory host")
+
+
+def test_the_engine_ends_when_its_supervisor_is_killed(both: Zamu) -> None:
+    both.kill_part("engine")
+    wait_until(lambda: both.process("--persistence-id") is None, 15, both.story)
 
 
 def test_sources_work_under_plain_ansible_rulebook(tmp_path: Path) -> None:

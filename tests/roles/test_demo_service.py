@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -19,6 +18,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from roles.playing import must_fail, play
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -74,18 +75,6 @@ class House:
         run = self.play(playbook, *options)
         assert run.ok, run.output
         return run
-
-    def refusal(self, role: str, **variables: object) -> str:
-        """Give what a role says that has to fail; quicker than a playbook."""
-        done = self.run(
-            "ansible",
-            "demo",
-            "--module-name=ansible.builtin.include_role",
-            f"--args=name=boma.zamu.{role}",
-            f"--extra-vars={json.dumps(variables)}",
-        )
-        assert done.returncode != 0, done.stdout
-        return done.stdout + done.stderr
 
     def ask_supervisor(self, *words: str) -> str:
         config = self.directory / "supervisord.conf"
@@ -203,31 +192,6 @@ def test_check_mode_says_what_would_change_and_changes_nothing(running: House, p
     assert "zamu demo" in (running.page() or "")
 
 
-def test_a_page_that_is_not_as_wanted_is_described(running: House) -> None:
-    url = f"http://127.0.0.1:{running.port}/"
-    output = running.refusal(
-        "verify_http", verify_http_url=url, verify_http_body="photographs", verify_http_retries=0
-    )
-
-    assert f"{url} is not as wanted (asked from demo, once)." in output
-    assert "Seen: status 200, beginning" in output
-
-
-def test_a_service_that_does_not_answer_is_described(house: House) -> None:
-    url = f"http://127.0.0.1:{house.port}/"
-    output = house.refusal("verify_http", verify_http_url=url, verify_http_retries=1, verify_http_delay=0)
-
-    assert f"{url} is not as wanted (asked from demo, 2 times). Wanted: status 200" in output
-    assert "Connection refused" in output
-
-
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "http://user:password@127.0.0.1/", "ftp://127.0.0.1/"])
-def test_an_address_that_is_not_plain_http_is_refused(house: House, url: str) -> None:
-    output = house.refusal("verify_http", verify_http_url=url)
-
-    assert "Set verify_http_url to an http or https URL" in output
-
-
 def test_from_nothing_to_running_and_back_to_nothing(house: House) -> None:
     assert house.must_play("start_demo_service", "--check").changed > 0
     assert not house.directory.exists()
@@ -269,19 +233,38 @@ def test_a_port_that_is_taken_is_named_as_the_cause(house: House) -> None:
     assert "Address already in use" in run.output
 
 
-def test_a_directory_with_other_files_is_neither_used_nor_removed(house: House) -> None:
-    house.directory.mkdir()
-    (house.directory / "photographs").touch()
+def test_what_a_page_lacks_is_described_and_what_is_no_page_is_refused(
+    running: House, tmp_path: Path
+) -> None:
+    url, nobody = (f"http://127.0.0.1:{port}/" for port in (running.port, free_port()))
+    refused = ["file:///etc/passwd", "http://user:password@127.0.0.1/", "ftp://127.0.0.1/"]
+    cases: dict[str, dict[str, object]] = {
+        "other": {"verify_http_url": url, "verify_http_body": "photographs", "verify_http_retries": 0},
+        "nobody": {"verify_http_url": nobody, "verify_http_retries": 1, "verify_http_delay": 0},
+        **{f"refused{number}": {"verify_http_url": one} for number, one in enumerate(refused)},
+    }
+    played = play(tmp_path, "verify_http", cases)
+    must_fail(
+        played,
+        {
+            "other": f"{url} is not as wanted (asked from other, once).",
+            "nobody": f"{nobody} is not as wanted (asked from nobody, 2 times). Wanted: status 200",
+            **{name: "Set verify_http_url to an http or https URL" for name in cases if "refused" in name},
+        },
+    )
+    assert "Seen: status 200, beginning" in played.failed["other"]
+    assert "Connection refused" in played.failed["nobody"]
 
-    for state in ("started", "absent"):
-        output = house.refusal("demo_service", demo_service_state=state)
-        assert "holds files that are not the demo service's" in output
 
-    assert [path.name for path in house.directory.iterdir()] == ["photographs"]
-
-
-@pytest.mark.parametrize("directory", ["relative", "/", "/a/../b", "/a;b", "/100%"])
-def test_a_directory_that_could_be_misread_is_refused(house: House, directory: str) -> None:
-    output = house.refusal("demo_service", demo_service_directory=directory)
-
-    assert "Set demo_service_directory to an absolute path" in output
+def test_a_directory_that_is_not_its_own_is_neither_used_nor_removed(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "photographs").touch()
+    refused = ["relative", "/", "/a/../b", "/a;b", "/100%"]
+    cases: dict[str, dict[str, object]] = {
+        state: {"demo_service_state": state, "demo_service_directory": str(home)}
+        for state in ("started", "absent")
+    } | {f"refused{number}": {"demo_service_directory": one} for number, one in enumerate(refused)}
+    words = "holds files that are not the demo service's", "Set demo_service_directory to an absolute path"
+    must_fail(play(tmp_path, "demo_service", cases), {name: words["refused" in name] for name in cases})
+    assert [path.name for path in home.iterdir()] == ["photographs"]

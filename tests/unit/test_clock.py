@@ -113,7 +113,7 @@ def test_it_ticks_as_somebody_would_who_watches_the_clock(
 def test_from_wherever_one_looks_the_ticks_are_the_same(day: tuple[str, str], expression: str) -> None:
     cron = Cron(expression, ZoneInfo(day[0]))
     start = at(day[1]) - DAY
-    ticks = list(islice(cron.after(start), 60))
+    ticks = list(islice(cron.after(start), 20))
     step = start
     for tick in ticks:
         assert next(cron.after(step)) == tick
@@ -399,7 +399,7 @@ def test_whenever_it_is_killed_and_the_clock_is_set_each_tick_is_one_event(
     }
     run(queue, clock, tmp_path, begin, **names)
     furthest = begin
-    while furthest < begin + 2 * DAY:
+    while furthest < begin + DAY:
         countdown[0] = dice.randrange(1, 40)
         run(queue, clock, tmp_path, clock.moment + timedelta(minutes=dice.randrange(300)), **names)
         furthest = max(furthest, clock.moment)
