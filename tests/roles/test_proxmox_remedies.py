@@ -22,22 +22,10 @@ import yaml
 from fakepve.model import FakeVm  # type: ignore[import-untyped]
 
 from harness import free_port
+from roles.proxmox import AUDITOR, GIB, LONG_AGO, SECRET, TOKEN, answering, booting, furnish, told, vm
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-TOKEN, SECRET = "zamu@pve!act", "5c0de5ec-7e75-4a3d-9d4e-7e1150b0d1e5"
-GIB = 1024**3
-LONG_AGO = 7200
-#: What docs/howto/proxmox_remedies.md gives the token.
-AUDITOR = ("Sys.Audit", "VM.Audit", "Datastore.Audit")
-RIGHTS = (
-    "VM.PowerMgmt",
-    "VM.GuestAgent.Audit",
-    "VM.Snapshot",
-    "VM.Snapshot.Rollback",
-    "VM.Backup",
-    "VM.Migrate",
-)
 ACTIONS: dict[str, dict[str, object]] = {
     "start": {},
     "reset": {},
@@ -62,25 +50,10 @@ def collections(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def pve(fakepve: Any) -> Iterator[Any]:
     """Two nodes, and a token with the privileges of the documentation."""
-    fakepve.apitokens.update({TOKEN: SECRET})
-    fakepve.add_node("pve2")
-    fakepve.grant(TOKEN, "/", *AUDITOR)
-    fakepve.grant(TOKEN, "/vms", *RIGHTS)
-    fakepve.grant(TOKEN, "/storage/local", "Datastore.AllocateSpace")
+    furnish(fakepve)
     yield fakepve
     # What was done by the test may have been done by nobody else.
     assert {task["user"] for task in fakepve.tasklog} <= {TOKEN, "root@pam"}
-
-
-def vm(pve: Any, vmid: int, name: str, status: str = "running", **more: Any) -> FakeVm:
-    """A virtual machine with a disk and a guest agent that answers, which booted long ago."""
-    config = {"agent": "1", "scsi0": f"local-lvm:vm-{vmid}-disk-0,size=8G"}
-    found = pve.add_vm(vmid, name, status=status, config=config, **more)
-    found.agent = {}
-    if found.started_at:
-        found.started_at -= LONG_AGO
-    found.snapshots["old"] = {**config, "snaptime": 1}
-    return found
 
 
 def broken(action: str, guest: FakeVm) -> FakeVm:
@@ -100,44 +73,6 @@ def at_work(pve: Any, guest: FakeVm, kind: str) -> dict[str, Any]:
     pve.tasks[upid] = task
     pve.tasklog.append(task)
     return task
-
-
-def told(pve: Any, vmid: int | None = None) -> list[str]:
-    """What was sent to change something: asking the guest agent is not."""
-    sent = [path for method, path, _ in pve.requests if method != "GET" and not path.endswith("/agent/ping")]
-    return [path for path in sent if vmid is None or f"/{vmid}/" in path]
-
-
-def answering(pve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill two gaps of fakepve with what it has itself: its own backup and migration do what the calls are for."""
-    generic = pve._generic
-
-    async def call(match: Any, values: dict[str, Any]) -> Any:
-        vmid = int(values["vmid"])
-        if match.template.endswith("/vzdump"):
-            name = f"vzdump-qemu-{vmid}-2026_11_26-22_00_00.vma.zst"
-            pve.store_file(values["storage"], name, GIB, content="backup")
-            pve.storages[values["storage"]]["volumes"][f"backup/{name}"]["vmid"] = vmid
-            return await pve.backup(vmid, user=TOKEN)
-        return await pve.migrate(vmid, values["target"], user=TOKEN)
-
-    async def serve(request: Any) -> Any:
-        from fakepve.server import API, USER, ok, params  # type: ignore[import-untyped]
-
-        match = pve.resolve(request, API)
-        if match and match.template == "/nodes/{node}/qemu/{vmid}/migrate" and request.method == "GET":
-            return ok({"running": 1, "local_disks": [], "local_resources": []})
-        if (
-            request.method == "POST"
-            and match
-            and match.template.endswith(("/vzdump", "/qemu/{vmid}/migrate"))
-        ):
-            return ok(await pve.answer(request, match, await params(request), request[USER], call))
-        return await generic(request)
-
-    for route in list(pve.runner.app.router.routes()):
-        if route.handler == generic:
-            monkeypatch.setattr(route, "_handler", serve)
 
 
 # --- the playbooks -------------------------------------------------------------------------------
@@ -262,22 +197,13 @@ def test_start_guest_does_it_once_says_why_not_and_changes_nothing_in_check_mode
 
 
 @patient
-def test_reset_guest_does_it_once_and_changes_nothing_in_check_mode(
-    pve: Any, play: Play, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reset_guest_does_it_once_and_changes_nothing_in_check_mode(pve: Any, play: Play) -> None:
     web = broken("reset", vm(pve, 101, "web"))
     variables = {"reset_guest_delay": 0, "reset_guest_tries": 2}
     assert play(["reset_guest"], {"web": {}}, "--check", **variables).changed == {"web": 1}
     assert told(pve) == []
 
-    # The machine boots, and then its agent answers.
-    reset = pve._do_reset
-
-    async def boot(guest: FakeVm, user: str, values: Any) -> Any:
-        guest.agent = {}
-        return await reset(guest, user, values)
-
-    monkeypatch.setattr(pve, "_do_reset", boot)
+    booting(pve)
     done = play(["reset_guest"], {"web": {}}, **variables)
     assert not done.failed, done.output
     assert done.changed == {"web": 1}
@@ -290,10 +216,8 @@ def test_reset_guest_does_it_once_and_changes_nothing_in_check_mode(
 
 
 @patient
-def test_the_other_remedies_do_it_once_and_change_nothing_in_check_mode(
-    pve: Any, play: Play, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answering(pve, monkeypatch)
+def test_the_other_remedies_do_it_once_and_change_nothing_in_check_mode(pve: Any, play: Play) -> None:
+    answering(pve)
     web = vm(pve, 101, "web")
     playbooks = ["snapshot_guest", "rollback_guest", "rerun_backup", "migrate_guest"]
     variables = {
@@ -402,10 +326,8 @@ def test_a_guest_that_does_not_exist_is_named(action: str, pve: Any, act: Deed) 
 
 
 @each_action
-def test_check_mode_changes_nothing_and_looks_at_everything(
-    action: str, pve: Any, act: Deed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answering(pve, monkeypatch)
+def test_check_mode_changes_nothing_and_looks_at_everything(action: str, pve: Any, act: Deed) -> None:
+    answering(pve)
     broken(action, vm(pve, 101, "web"))
     assert act(action, check=True) == {
         "changed": True,
@@ -458,10 +380,8 @@ TASK_ERRORS = {
 
 
 @each_action
-def test_a_task_that_ends_in_error_is_a_failure_in_its_own_words(
-    action: str, pve: Any, act: Deed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answering(pve, monkeypatch)
+def test_a_task_that_ends_in_error_is_a_failure_in_its_own_words(action: str, pve: Any, act: Deed) -> None:
+    answering(pve)
     broken(action, vm(pve, 101, "web"))
     path, error, said = TASK_ERRORS[action]
     pve.fail("POST", f"/nodes/pve1/{path}", error=error)
@@ -476,7 +396,7 @@ def test_a_task_that_ends_in_error_is_a_failure_in_its_own_words(
 def test_what_was_done_and_not_answered_is_not_done_again(
     action: str, fault: str, pve: Any, act: Deed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answering(pve, monkeypatch)
+    answering(pve)
     broken(action, vm(pve, 101, "web"))
     task = pve.task
 
@@ -679,10 +599,8 @@ def test_a_rollback_may_leave_the_guest_off_and_comes_again_after_its_grace(pve:
     assert act("rollback")["changed"]
 
 
-def test_a_backup_needs_a_storage_that_can_take_it(
-    pve: Any, act: Deed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answering(pve, monkeypatch)
+def test_a_backup_needs_a_storage_that_can_take_it(pve: Any, act: Deed) -> None:
+    answering(pve)
     vm(pve, 101, "web")
     store = pve.storages["local"]
     assert "No such storage" in act.refusal("backup", storage="nowhere")
@@ -723,9 +641,7 @@ def test_a_backup_with_errors_fails_with_those_of_its_log(pve: Any, act: Deed) -
     api.follow(task["upid"], 1)
 
 
-def test_a_guest_is_moved_only_where_it_can_live(
-    pve: Any, act: Deed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_guest_is_moved_only_where_it_can_live(pve: Any, act: Deed) -> None:
     vm(pve, 101, "web")
     pve.add_node("pve5", online=False)
     pve.add_ct(200, "adguard", status="running", config={})
@@ -737,7 +653,7 @@ def test_a_guest_is_moved_only_where_it_can_live(
     assert told(pve) == []
     assert act("migrate", "adguard", restart=True)["changed"]
     assert (pve.ct(200).node, pve.ct(200).status) == ("pve2", "running")
-    answering(pve, monkeypatch)
+    answering(pve)
     assert act("migrate")["changed"]
     assert not act("migrate")["changed"]
     assert act("look", node="pve1")["unmet"] == ["VM 101 (web) on node pve2 is not on node pve1."]
