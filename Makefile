@@ -65,11 +65,11 @@ lab: setup ## Repair real Debian hosts (root, on Debian; installs podman and wha
 molecule-all: setup ## Run every Molecule scenario (root, on Debian)
 	@sh tests/molecule/run.sh
 
-torture: setup ## Kill parts of zamu 100 times under load and 100 times in the middle of a remedy, intake 50 times under every source; keep the figures (root: mosquitto, journald, podman)
+torture: setup ## Kill parts of zamu 100 times under load and 125 times in the middle of a remedy, intake 50 times under every source; keep the figures (root: mosquitto, journald, podman)
 	@sh tests/lab/packages.sh mosquitto systemd
 	@sh tests/lab/image.sh
 	@$(BIN)/python bench/torture.py --rounds $(or $(ROUNDS),100) --write
-	@$(BIN)/python bench/remedy_kills.py --rounds $(or $(ROUNDS),100) --write
+	@$(BIN)/python bench/remedy_kills.py --rounds $(or $(ROUNDS),125) --write
 	@$(BIN)/python bench/source_kills.py --rounds $(or $(ROUNDS),50) --write
 
 bench: setup ## Measure idle cost, latency, throughput and denials on this machine, and keep the figures in bench/results (root: Debian's wrk and webhook)
