@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Builds the images of the scenarios' hosts: those of the lab, with the programs that the reporters report on and
-# that the remedies mend.
+# that the remedies mend; and the lab's host with containers.
 # They are installed here because a scenario's host has no network, and none of them runs by itself.
 set -eu
 
@@ -29,4 +29,5 @@ CONTAINERFILE
         exit 1
     fi
 done
-echo "The images localhost/zamu-molecule:12 and :13 are there."
+sh "$here/../lab/container_host.sh"
+echo "The images localhost/zamu-molecule:12, :13 and localhost/debian-containers:12 are there."
