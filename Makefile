@@ -12,6 +12,8 @@ STAMP := .venv/.installed
 SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder --numprocesses
 WORKERS := $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+# Some machines forbid Python to keep what it has compiled: then each start of zamu and Ansible takes twice as long.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run demo test lint types check-all peers lab molecule-all torture bench clean lock

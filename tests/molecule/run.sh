@@ -14,6 +14,8 @@ set -eu
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
 export PATH="$root/.venv/bin:$PATH"
+# Where this is set, each of some hundred starts compiles all of Ansible anew.
+unset PYTHONDONTWRITEBYTECODE
 
 fail() {
     echo "$*" >&2
