@@ -19,7 +19,7 @@ for release in 12 13; do
 FROM localhost/debian-systemd:$release
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-        aide auditd caddy fail2ban python3-cryptography $time \
+        aide auditd caddy fail2ban procps python3-cryptography restic $time \
     && systemctl disable caddy.service fail2ban.service $time.service \
     && systemctl mask auditd.service audit-rules.service \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
