@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""collect_evidence by the real ansible-playbook on this machine, and its module in this process."""
+"""The module of collect_evidence in this process. The role is played by Molecule."""
 
 from __future__ import annotations
 
 import importlib
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from roles.playing import collections_at, must_fail, play
-from zamu.ledger.sqlite import Ledger
-from zamu.state import State
+from roles.playing import collections_at
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -26,54 +23,6 @@ def evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def program(directory: Path, name: str, text: str) -> None:
     (directory / name).write_text(f"#!/bin/sh\n{text}\n")
     (directory / name).chmod(0o755)
-
-
-def test_it_collects_and_never_fails(tmp_path: Path) -> None:
-    cases: dict[str, dict[str, object]] = {
-        "here": {"collect_evidence_lines": 5},
-        "nonsense": {"collect_evidence_unit": "--flush", "collect_evidence_characters": -7},
-        "off": {
-            "ansible_connection": "ssh",
-            "ansible_host": "127.0.0.1",
-            "ansible_port": 1,
-            "ansible_ssh_extra_args": "-o ConnectTimeout=2",
-        },
-    }
-    done = play(tmp_path, "collect_evidence", cases)
-    must_fail(done, {})
-    assert set(done.changed.values()) == {0}
-    assert "Busiest processes:" in done.output
-    assert "Disks:" in done.output
-    assert 'not the full name of a unit (it is \\"--flush\\")' in done.output
-    assert "There is no evidence of off: " in done.output
-
-
-def test_the_operator_is_told_once_what_failed_with_what_there_is_to_see(tmp_path: Path) -> None:
-    state = State(tmp_path / "zamu")
-    state.create()
-    known: dict[str, object] = {"notify_state": str(state.root), "verify_message_state": str(state.root)}
-    said = {"report_failure_title": "{{ 6 * 7 }} is down", "report_failure_reason": "{{ no }}" + "!" * 700}
-    off = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
-    cases: dict[str, dict[str, object]] = {"off": {**known, **said, **off}, "on": {**known, **said}}
-    for intent, options in (("first", []), ("first", []), ("second", ["--check"])):
-        must_fail(play(tmp_path, "report_failure", cases, *options, ZAMU_INTENT=intent), {})
-    with closing(Ledger(state.ledger)) as ledger:
-        (told,) = ledger.letters()
-    assert told.message.title == "{{ 6 * 7 }} is down"
-    assert told.message.urgency == "urgent"
-    reason, off_said, on_said = told.message.body.split("\n\n", 2)
-    assert reason == "{{ no }}" + "!" * 592
-    assert off_said == "off:\nIt does not answer, so there is no evidence."
-    assert on_said.startswith("on:\n")
-    assert "Disks:" in on_said
-    assert not told.message.body.endswith("…")
-
-
-def test_a_message_that_is_not_there_is_not_verified(tmp_path: Path) -> None:
-    state = State(tmp_path / "zamu")
-    state.create()
-    key = {"verify_message_state": str(state.root), "verify_message_key": "k"}
-    must_fail(play(tmp_path, "verify_message", {"on": {**key}}), {"on": "no message of the key k"})
 
 
 def test_each_part_is_cut_and_says_what_cannot_be_found_out(
