@@ -40,8 +40,7 @@ start() {
         --output "$directory/log" --startas /usr/bin/nsenter -- "$network" \
         "$root/.venv/bin/zamu" --config "$directory/zamu.yml" --state "$directory/state" intake
     until [ -s "$directory/pid" ]; do sleep 0.1; done
-    until nsenter "$network" "$root/.venv/bin/python" -c \
-        'import socket; socket.create_connection(("127.0.0.1", 8470)).close()' 2>/dev/null; do
+    until nsenter "$network" bash -c ': </dev/tcp/127.0.0.1/8470' 2>/dev/null; do
         start-stop-daemon --status --pidfile "$directory/pid" || {
             cat "$directory/log" >&2
             exit 1
