@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Builds the images of the scenarios' hosts: those of the lab, with the programs that the reporters report on and
-# that the remedies mend; and the lab's host with containers.
+# that the remedies mend; and those of the lab's hosts with containers.
 # They are installed here because a scenario's host has no network, and none of them runs by itself.
 set -eu
 
@@ -28,6 +28,6 @@ CONTAINERFILE
         echo "podman could not build the image of Debian $release; its last lines stand above." >&2
         exit 1
     fi
+    sh "$here/../lab/container_host.sh" "$release"
 done
-sh "$here/../lab/container_host.sh"
-echo "The images localhost/zamu-molecule:12, :13 and localhost/debian-containers:12 are there."
+echo "The images localhost/zamu-molecule:12 and :13, localhost/debian-containers:12 and :13 are there."
