@@ -23,6 +23,10 @@ WITHOUT_VERIFY = {
     "notify": "it only tells, and the outbox sees to the delivery",
     "stop_demo_service": "what it removes cannot answer any more",
 }
+# What plays a role that has no scenario, and is no part of another role's.
+WITHOUT_SCENARIO = {
+    "demo_service": "it runs on this machine, which has no init: tests/roles/test_demo_service.py"
+}
 # Roles whose inputs need no more than the check that the argument specs make, and why.
 WITHOUT_PREFLIGHT = {
     "notify": "its module checks its options and touches no host",
@@ -248,6 +252,16 @@ def test_an_acting_playbook_verifies_last(playbook: Path) -> None:
         f"{playbook.name} ends with {last}. An acting playbook ends with a verify_* role; "
         "if there is nothing to verify, say why in WITHOUT_VERIFY."
     )
+
+
+@each_playbook
+def test_what_acts_has_a_molecule_scenario(playbook: Path) -> None:
+    for name in (name for play in read(playbook) for name in role_names(play)):
+        role = name.rpartition(".")[2]
+        if not role.startswith("verify_") and role not in WITHOUT_SCENARIO:
+            scenario = ROOT / "roles" / role / "molecule" / "default"
+            for file in ("molecule.yml", "converge.yml", "unchanged.yml", "verify.yml"):
+                assert (scenario / file).is_file(), f"{role} has no {file} of a scenario `default`."
 
 
 def test_every_exception_from_verifying_is_still_needed() -> None:
