@@ -32,6 +32,8 @@ from zamu.ledger import PASSED_ON
 
 RATE = 20
 ACTING = 40
+#: One action at a time is done at a host.
+HOSTS = ("web1", "web2", "web3", "web4")
 VICTIMS = ("intake", "engine", "supervisor", "playbook", "all", "rulebook", "nobody")
 # What a changed rulebook has more; it makes the ruleset hear a minute of events again.
 MORE = {
@@ -67,7 +69,7 @@ class Sender(threading.Thread):
             number += 1
             acts = number % ACTING == 0
             name = f"event-{number}"
-            body = line_alert(name, "yes" if acts else "no")
+            body = line_alert(name, "yes" if acts else "no", HOSTS[number // ACTING % len(HOSTS)])
             while self._post(body) != 202:
                 self.refused += 1
                 time.sleep(0.1)
@@ -169,7 +171,7 @@ def all_told(zamu: Zamu) -> bool:
 
 def torture(rounds: int, seed: int) -> dict[str, int]:
     dice = random.Random(seed)
-    with tempfile.TemporaryDirectory(prefix="zamu-torture-") as name, line_writer(Path(name)) as zamu:
+    with tempfile.TemporaryDirectory(prefix="zamu-torture-") as name, line_writer(Path(name), *HOSTS) as zamu:
         (zamu.directory / "rulebooks" / "runs.yml").write_text(yaml.safe_dump([RUNS]))
         zamu.start("intake", "engine")
         zamu.wait_ready()
@@ -187,7 +189,7 @@ def torture(rounds: int, seed: int) -> dict[str, int]:
                 flush=True,
             )
         sender.finish()
-        zamu.wait_settled(within=600)
+        zamu.wait_settled(within=300 + 3 * len(sender.acting))
         with suppress(AssertionError):  # what is not told then is lost
             wait_until(lambda: all_told(zamu), 60, str)
         counts = count(zamu, sender, Path(name) / "lines")

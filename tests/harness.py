@@ -242,12 +242,16 @@ class Zamu:
         """Wait until nothing is pending: every event is delivered or dead, every run has ended for good."""
         open_ = ("waiting", "running", "interrupted", "deferred", "approved", "released")
 
+        def busy() -> bool:
+            return any(run["status"] in open_ for run in self._latest())
+
         def settled() -> bool:
-            events, latest = self.events(), list(self._latest())
-            returned = {run["number"] for run in latest if run["status"] == "returned"}
+            if busy():  # there may be many events, and reading them costs what the playbooks need
+                return False
+            events = self.events()
+            returned = {run["number"] for run in self._latest() if run["status"] == "returned"}
             back = {event["event"]["meta"].get("returned", {}).get("run") for event in events}
-            busy = any(run["status"] in open_ for run in latest) or not returned <= back
-            return not busy and all(event["state"] != "pending" for event in events)
+            return returned <= back and all(event["state"] != "pending" for event in events) and not busy()
 
         wait_until(settled, within, self.story)
 
@@ -344,9 +348,9 @@ def _parents(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def line_alert(fingerprint: str, act: str = "yes") -> dict[str, Any]:
+def line_alert(fingerprint: str, act: str = "yes", host: str = "web1") -> dict[str, Any]:
     """A webhook's body for `line_writer`: one alert that sets it off, or with another `act` does not."""
-    return group(alert("Torture", fingerprint=fingerprint, instance="web1", act=act))
+    return group(alert("Torture", fingerprint=fingerprint, instance=host, act=act))
 
 
 def lines_of(directory: Path) -> list[str]:
@@ -355,15 +359,16 @@ def lines_of(directory: Path) -> list[str]:
     return sorted(file.read_text().split()) if file.exists() else []
 
 
-def line_writer(directory: Path) -> Zamu:
-    """A zamu with one rule, one host and one playbook, `write_line`, that writes into `directory`/lines.
+def line_writer(directory: Path, *hosts: str) -> Zamu:
+    """A zamu with one rule and one playbook, `write_line`, that writes into `directory`/lines.
 
-    An alert named Torture with the label act=yes sets it off; the line is the alert's fingerprint.
+    Its hosts are this machine by other names, web1 if none is given. An alert named Torture with the label
+    act=yes sets it off; the line is the alert's fingerprint.
     """
     local = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
     zamu = Zamu(
         directory / "zamu",
-        hosts={"web1": local},
+        hosts=dict.fromkeys(hosts or ("web1",), local),
         rulebooks={"torture.yml": LINE_RULEBOOK},
         config={"guard": {"actions": {"write_line": {"cooldown": "0s"}}}, "engine": {"max_runs": 2}},
     )
