@@ -10,6 +10,9 @@ from zamu.errors import ConfigError
 from zamu.rulebooks import COLLECTION
 from zamu.state import State
 
+#: Ansible's own, and ssh notices within 40 s that a host has vanished. Without that, a task waits until TCP
+#: gives up, a quarter of an hour, in spite of its time limit: it wants to remove its files from the host.
+SSH_ARGS = "-C -o ControlMaster=auto -o ControlPersist=60s -o ServerAliveInterval=10 -o ServerAliveCountMax=3"
 _DEFAULT_COLLECTIONS = ["~/.ansible/collections", "/usr/share/ansible/collections"]
 
 
@@ -46,7 +49,8 @@ def ansible_environment(config: Config, state: State) -> dict[str, str]:
         scratch.unlink(missing_ok=True)
         scratch.symlink_to(HOME)
         scratch.replace(link)
-    callbacks = ansible_settings(config.ansible_config).get("defaults", "callbacks_enabled", fallback="")
+    settings = ansible_settings(config.ansible_config)
+    callbacks = settings.get("defaults", "callbacks_enabled", fallback="")
     enabled = [one.strip() for one in callbacks.split(",")]
     record = f"{COLLECTION}.record"
     environment = {key: value for key, value in os.environ.items() if key.startswith("ANSIBLE_")}
@@ -57,6 +61,8 @@ def ansible_environment(config: Config, state: State) -> dict[str, str]:
         "ANSIBLE_CALLBACKS_ENABLED": ",".join(dict.fromkeys([*filter(None, enabled), record])),
         "ANSIBLE_NOCOLOR": "1",
     }
+    if not settings.has_option("ssh_connection", "ssh_args"):
+        environment.setdefault("ANSIBLE_SSH_ARGS", SSH_ARGS)
     if config.ansible_config.is_file():
         environment["ANSIBLE_CONFIG"] = str(config.ansible_config)
     return environment

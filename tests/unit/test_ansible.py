@@ -45,3 +45,17 @@ def test_one_that_another_part_makes_meanwhile_is_no_error(
     monkeypatch.setattr(Path, "is_symlink", made_after_we_looked)
     ansible_environment(Config(root=tmp_path), state)
     assert link(state).readlink() == HOME
+
+
+def test_ssh_notices_a_host_that_vanished_unless_the_house_says_how_ssh_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = State(tmp_path / "state")
+    config = Config(root=tmp_path, ansible_config=tmp_path / "ansible.cfg")
+    monkeypatch.delenv("ANSIBLE_SSH_ARGS", raising=False)
+    assert "ServerAliveInterval=10" in ansible_environment(config, state)["ANSIBLE_SSH_ARGS"]
+    config.ansible_config.write_text("[ssh_connection]\nssh_args = -o ControlPath=%h\n")
+    assert "ANSIBLE_SSH_ARGS" not in ansible_environment(config, state)
+    config.ansible_config.unlink()
+    monkeypatch.setenv("ANSIBLE_SSH_ARGS", "-C")
+    assert ansible_environment(config, state)["ANSIBLE_SSH_ARGS"] == "-C"
