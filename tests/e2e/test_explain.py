@@ -12,7 +12,17 @@ from harness import Zamu, alert, group, line_writer, lines_of, wait_until
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 GUARD: dict[str, Any] = {
-    "actions": {"write_line": {"cooldown": "1h", "target": ["line"]}},
+    # What the house lets be done, the rehearsal must not do.
+    "actions": {
+        "write_line": {
+            "cooldown": "1h",
+            "target": ["line"],
+            "window": "ever",
+            "trust": "auto",
+            "control_node": True,
+        }
+    },
+    "windows": {"ever": {"cron": "* * * * *", "duration": "1d"}},
     "policies": [{"match": {"severities": ["propose"]}, "trust": "propose"}],
 }
 
