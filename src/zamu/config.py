@@ -5,6 +5,7 @@ Every key has a default, so that no file at all is a valid configuration. A wron
 refused with its file, line, name and what is allowed.
 """
 
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -219,6 +220,12 @@ def _problem(path: Path, tree: yaml.Node | None, error: dict[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         allowed = ", ".join(_fields(place[:-1]))
         message = f"this key is unknown; allowed here: {allowed}"
+    elif error["type"] == "model_type":  # as where nothing stands below a section's name
+        allowed = ", ".join(_fields(place))
+        message = f"Input should be a valid dictionary; keys that are allowed here: {allowed}"
+    elif error["type"] == "list_type":
+        message += "; write for example [one, two]"
+    message = re.sub(r"datetime\.timedelta\((?:seconds=)?(\d+)\)", r"\1s", message)
     return f"{path}:{line_of(tree, place)}: {'.'.join(map(str, place))}: {message}."
 
 

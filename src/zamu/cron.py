@@ -87,9 +87,9 @@ class Dates:
         """`dates` are written as 2026-12-24 18:00. Raises ValueError for anything else."""
         try:
             shown = [datetime.strptime(one, "%Y-%m-%d %H:%M") for one in dates]
-        except ValueError as error:
+            self._moments = sorted(one.replace(tzinfo=zone).astimezone(UTC) for one in shown)
+        except (OverflowError, ValueError) as error:
             raise ValueError(f"dates: {error}; write for example 2026-12-24 18:00") from None
-        self._moments = sorted(one.replace(tzinfo=zone).astimezone(UTC) for one in shown)
 
     def after(self, moment: datetime) -> Iterator[datetime]:
         """Those later than a moment."""

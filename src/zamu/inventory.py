@@ -17,6 +17,8 @@ from zamu.errors import ConfigError
 #: An inventory script that takes longer than this is taken for broken, in seconds.
 TIMEOUT = 60
 
+#: What Ansible calls its connection without a network.
+_LOCAL = ("local", "ansible.builtin.local")
 _FQDN = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)+")
 
 
@@ -93,7 +95,7 @@ def build(hostvars: dict[str, dict[str, Any]], groups: dict[str, frozenset[str]]
     names = {**derived, **certain}
     aliases = {spoken: next(iter(hosts)) for spoken, hosts in names.items() if len(hosts) == 1}
     aliases.update({_canonical(host): host for host in hostvars})
-    local = {host for host, variables in hostvars.items() if variables.get("ansible_connection") == "local"}
+    local = {host for host, variables in hostvars.items() if variables.get("ansible_connection") in _LOCAL}
     return Inventory(frozenset(hostvars), aliases, groups or {}, frozenset(local))
 
 

@@ -11,19 +11,22 @@ from pydantic import Field, model_validator
 from zamu.cron import calendar, zone
 from zamu.section import Duration, SecretReference, Section
 
+#: Of what would mean never, or always, when it took no time.
+_NONE = timedelta()
+
 
 class Budget(Section):
     """At most so many runs of an action on a target within a span; written as `3 in 1h`."""
 
     runs: int = Field(ge=1, le=10_000)
-    within: Duration
+    within: Duration = Field(gt=_NONE)
 
     @model_validator(mode="before")
     @classmethod
     def _read(cls, value: object) -> object:
-        if not isinstance(value, str):
+        if isinstance(value, dict | cls):
             return value
-        match = re.fullmatch(r"(\d{1,5}) in (\S+)", value)
+        match = re.fullmatch(r"(\d{1,5}) in (\S+)", str(value))
         if match is None:
             raise ValueError(f"{value!r} is not a budget; write for example 3 in 1h")
         return {"runs": int(match[1]), "within": match[2]}
@@ -91,7 +94,7 @@ class Window(Section):
 
     cron: str | None = None
     dates: list[str] = Field(default_factory=list, max_length=1_000)
-    duration: Duration
+    duration: Duration = Field(gt=_NONE)
     timezone: str = "UTC"
 
     @model_validator(mode="after")
@@ -106,14 +109,14 @@ class Heartbeat(Section):
     """An alert that fires all the time, as Alertmanager's Watchdog; without it zamu is blind."""
 
     alertname: str = "Watchdog"
-    within: Duration = timedelta(minutes=15)
+    within: Duration = Field(timedelta(minutes=15), gt=_NONE)
 
 
 class Storm(Section):
     """So many actions wanted within a span are a storm; it is over when none was wanted for `calm`."""
 
     actions: int = Field(30, ge=2, le=100_000)
-    within: Duration = timedelta(minutes=1)
+    within: Duration = Field(timedelta(minutes=1), gt=_NONE)
     calm: Duration = timedelta(minutes=5)
 
     @model_validator(mode="after")
