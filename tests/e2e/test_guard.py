@@ -205,3 +205,16 @@ def test_what_fails_again_and_again_is_not_tried_until_the_operator_closes_the_b
     answer(house, "close", "write_line")
     wait_for(house, "open", "returned", "successful")
     assert lines_of(house.directory.parent).count("open") == 1
+
+
+def test_what_is_put_off_goes_by_the_policy_of_a_changed_zamu_yml_after_a_restart(house: Zamu) -> None:
+    post(house, "anew", "long")
+    wait_for(house, "anew", "successful")
+    post(house, "anew", "long", "resolved")
+    post(house, "anew", "long")
+    wait_for(house, "anew", "successful", "deferred")
+    house.add_to_guard(policies=[])
+    house.terminate("engine").wait(60)
+    house.start("engine")
+    house.wait_ready()
+    wait_for(house, "anew", "successful", "returned", "successful")

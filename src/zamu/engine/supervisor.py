@@ -199,6 +199,7 @@ class Supervisor:
         log.info("The changed rulebooks are used from now on.")
 
     async def _look_after_held(self) -> None:
+        self._ledger.ask_anew()  # zamu.yml may have been changed since
         held = holding.Holding(self._state, self._journal, self._ledger)
         with closing(Doorbell(self._state.bells, "ledger")) as bell:
             while True:

@@ -165,6 +165,10 @@ class Ledger(Store):
             *(timestamp(until), reason, run_id, Status.DEFERRED),
         )
 
+    def ask_anew(self) -> None:
+        """What is put off is due now: the guard may have been told something else since."""
+        self._write("UPDATE runs SET until = ?1 WHERE status = ?2 AND until > ?1", now(), Status.DEFERRED)
+
     def fail(self, intent: Intent, reason: str) -> None:
         """Write down that `intent` failed before it became a run; once for an intent."""
         with self._transaction():
@@ -348,8 +352,8 @@ class Ledger(Store):
     def answer(self, number: int, status: Status, reason: str) -> Run | None:
         """The operator's answer to a run that was asked for; None when no such run waits for one."""
         with self._transaction():
-            found = self._runs("number = ? AND status = ?", number, Status.ASKED)
-            for run in found:
+            # As text: SQLite takes no number that is as long as a person may write one.
+            for run in self._runs("number = CAST(? AS INTEGER) AND status = ?", str(number), Status.ASKED):
                 self._finish(run.id, status, reason)
                 return self.get(run.id)
         return None
