@@ -18,12 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from zamu.config import Config
-from zamu.engine.check.rules import actions
+from zamu.engine.check.rules import wanted
 from zamu.event import one_line, printable
 from zamu.journal.sqlite import Journal
 from zamu.ledger import Run, Status
 from zamu.ledger.sqlite import Ledger
-from zamu.rulebooks import find_playbook, load
+from zamu.rulebooks import load
 from zamu.state import State
 
 #: For how long a target has to stay well, and how long afterwards another alert is held against a run.
@@ -88,7 +88,7 @@ def show(config: Config, state: State, *, as_json: bool) -> None:
 def judge(config: Config, ledger: Ledger, journal: Journal) -> dict[_Key, Efficacy]:
     """The efficacy by ruleset, rule and playbook. Dry runs, and what a person started, do not count."""
     found: dict[_Key, Efficacy] = defaultdict(Efficacy)
-    for key in _rules(config):
+    for key in wanted(config, load(config.rulebooks, config.sources)):
         found[key] = Efficacy()
     keys = set[str]()
     for run in _runs(ledger):
@@ -108,15 +108,6 @@ def _runs(ledger: Ledger) -> Iterator[Run]:
     while page := ledger.runs(after, _PAGE):
         yield from page
         after = page[-1].number
-
-
-def _rules(config: Config) -> Iterator[_Key]:
-    for ruleset in load(config.rulebooks, config.sources).rulesets:
-        for rule in ruleset.data["rules"]:
-            for _, action in actions(rule):
-                if "run_playbook" in action:
-                    name, _ = find_playbook(action["run_playbook"]["name"], config.playbooks)
-                    yield ruleset.name, rule["name"], name
 
 
 def _is_worse(run: Run, journal: Journal) -> bool:

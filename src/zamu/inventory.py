@@ -100,17 +100,20 @@ def build(hostvars: dict[str, dict[str, Any]], groups: dict[str, frozenset[str]]
 
 
 def load(path: Path, environment: dict[str, str] | None = None) -> Inventory:
-    """Read an inventory directory. Raises ConfigError like `variables`."""
-    listed = _listed(path, environment)
-    return build(_variables(listed), _groups(listed))
+    """Read an inventory directory. Raises ConfigError like `read`."""
+    return read(path, environment)[0]
 
 
-def variables(path: Path, environment: dict[str, str] | None = None) -> dict[str, dict[str, Any]]:
-    """Each host's variables, by asking `ansible-inventory`, so that every kind of inventory works.
+def read(
+    path: Path, environment: dict[str, str] | None = None
+) -> tuple[Inventory, dict[str, dict[str, Any]]]:
+    """The inventory and each host's variables, by asking `ansible-inventory`, so that every kind works.
 
     Raises ConfigError when there is no such directory, or Ansible cannot read it.
     """
-    return _variables(_listed(path, environment))
+    listed = _listed(path, environment)
+    found = _variables(listed)
+    return build(found, _groups(listed)), found
 
 
 def _listed(path: Path, environment: dict[str, str] | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 """The section `guard` of zamu.yml: what the gate asks before an action."""
 
 import re
+from collections.abc import Collection, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -203,6 +204,23 @@ class Guard(Policy):
             if said is not None and said.cooldown is not None:
                 return said.cooldown
         return self.cooldown
+
+    def strangers(self, places: Collection[str], wanted: Iterable[tuple[str, str, str]]) -> list[str]:
+        """What it names and nobody knows, so that it guards nothing.
+
+        `places` are the inventory's hosts and groups, `wanted` what rules want: ruleset, rule and playbook.
+        """
+        _, rules, playbooks = (set(said) for said in zip(("",) * 3, *wanted, strict=True))
+        matches = [one.match for one in self.policies]
+        groups = [*self.never_touch, *(self.control_nodes or []), *self.groups]
+        groups += [name for match in matches for name in match.groups]
+        actions = [*self.actions, *(name for match in matches for name in match.actions)]
+        unknown = {
+            "host or group": set(groups).difference(places),
+            "action": set(actions) - playbooks - self.built_in.keys(),
+            "rule": {name for match in matches for name in match.rules} - rules,
+        }
+        return [f"the {kind} {name}" for kind, names in unknown.items() for name in sorted(names)]
 
     def as_told(self) -> dict[str, Any]:
         """All of it for the gate: with what is built in, and with the secret revealed. Raises ConfigError."""

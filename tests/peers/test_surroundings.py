@@ -37,18 +37,21 @@ def asking(directory: Path, url: str) -> Settings:
 
 def test_what_fires_what_is_silenced_and_who_is_unwell(peer: Alertmanager, tmp_path: Path) -> None:
     settings = asking(tmp_path, peer.api_url)
-    assert firing(settings) == []
+    assert firing(settings.guard.alertmanager) == []
     for labels in (WELL, DOWN, HIDDEN):
         peer.fire(labels)
     silence = ("silence", "add", "alertname=Hidden", "--comment=test", "--author=test", "--duration=5m")
     run("/usr/bin/amtool", *silence, f"--alertmanager.url={peer.api_url}")
 
     def states() -> dict[str, str]:
-        return {alert["labels"]["alertname"]: alert["status"]["state"] for alert in firing(settings)}
+        return {
+            alert["labels"]["alertname"]: alert["status"]["state"]
+            for alert in firing(settings.guard.alertmanager)
+        }
 
     wanted = {"Slow": "active", "Down": "active", "Hidden": "suppressed"}
     wait_until(lambda: states() == wanted, 30, lambda: f"{states()}\n{peer.logs()}")
-    assert {len(alert["fingerprint"]) for alert in firing(settings)} == {16}
+    assert {len(alert["fingerprint"]) for alert in firing(settings.guard.alertmanager)} == {16}
     assert unwell(settings, settings.found) == {"web2"}
     peer.resolve(DOWN)
     wait_until(lambda: "Down" not in states(), 30, lambda: f"{states()}\n{peer.logs()}")
@@ -59,4 +62,4 @@ def test_one_that_is_gone_is_named(peer: Alertmanager, tmp_path: Path) -> None:
     settings = asking(tmp_path, peer.api_url)
     peer.stop()
     with pytest.raises(ZamuError, match=r"Alertmanager \(http://127.0.0.1:\d+\) does not say what fires"):
-        firing(settings)
+        firing(settings.guard.alertmanager)

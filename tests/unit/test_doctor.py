@@ -21,6 +21,7 @@ import yaml
 
 from harness import ROOT, free_port
 from unit.helpers import event, moment
+from unit.test_guard import Alertmanager
 from unit.test_notify import Mailbox, mail_url, mailbox  # noqa: F401 - fixtures
 from zamu import alarms
 from zamu.config import Config, load
@@ -337,6 +338,31 @@ def test_an_inventory_that_is_a_file_or_broken_or_empty(patient: Patient, tmp_pa
     assert "does not exist" in worst(list(house.inventory(patient))).found
 
 
+def test_what_the_guard_names_and_nothing_has(patient: Patient, tmp_path: Path) -> None:
+    known = {
+        "groups": ["all"],
+        "actions": ["boma.zamu.free_disk"],
+        "rules": ["Free space on a disk that is almost full"],
+    }
+    unknown = {"groups": ["dns"], "actions": ["restart_unit"], "rules": ["Free"]}
+    policies = [{"match": known, "trust": "auto"}, {"match": unknown, "trust": "auto"}]
+    guard = {
+        "never_touch": ["web1", "backup1"],
+        "groups": {"proxmox": {"concurrency": 1}},
+        "actions": {"boma.zamu.restart_unit": {"cooldown": "1h"}, "mend.yml": {"cooldown": "1h"}},
+        "policies": policies,
+    }
+    configured(patient, tmp_path, guard=guard)
+    list(house.rulebooks(patient))
+    found = [one for one in house.inventory(patient) if one.what == "guard"]
+    names = [one.found.removeprefix("It names the ").partition(",")[0] for one in found]
+    assert names == [
+        *("host or group backup1", "host or group dns", "host or group proxmox"),
+        *("action mend.yml", "action restart_unit", "rule Free"),
+    ]
+    assert {one.mark for one in found} == {Mark.WARNING}
+
+
 # --- what is reached -----------------------------------------------------------------------------
 
 
@@ -362,6 +388,26 @@ def test_a_host_whose_port_does_not_answer(patient: Patient, listener: int) -> N
     assert list(reach.ssh(patient))[-1].found == "0 of 1 hosts answer."
     patient.network = False
     assert over_ssh(patient, ansible_port=free_port()) == []
+
+
+def test_alertmanager_is_asked_as_the_guard_asks_it(
+    patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(reach.alertmanager(patient)) == []
+    told = {"url": f"http://127.0.0.1:{free_port()}", "token": "env:ZAMU_TEST_TOKEN"}
+    configured(patient, tmp_path, guard={"alertmanager": told})
+    assert "ZAMU_TEST_TOKEN is not set" in worst(list(reach.alertmanager(patient))).found
+    assert "ZAMU_TEST_TOKEN is not set" in worst(list(house.secrets(patient))).found
+    monkeypatch.setenv("ZAMU_TEST_TOKEN", SECRET)
+    assert "Connection refused" in worst(list(reach.alertmanager(patient))).found
+    alertmanager = Alertmanager()
+    alertmanager.fires("web1")
+    configured(patient, tmp_path, guard={"alertmanager": told | {"url": alertmanager.url}})
+    assert [one.found for one in reach.alertmanager(patient)] == ["1 alerts fire."]
+    assert alertmanager.asked[0][1] == f"Bearer {SECRET}"
+    alertmanager.close()
+    patient.network = False
+    assert marks(list(reach.alertmanager(patient))) == ["skipped"]
 
 
 def test_the_key_of_a_host(patient: Patient, listener: int, tmp_path: Path) -> None:

@@ -514,6 +514,29 @@ def test_an_alertmanager_that_does_not_say_what_fires_puts_it_off(
     assert str(run.reason).startswith(f"Alertmanager ({alertmanager.url}) does not say what fires: ")
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            {"url": "https://127.0.0.1:1", "ca": "nowhere.pem"},
+            "/nowhere.pem) cannot be used: [Errno 2] No such file or directory. ",
+        ),
+        ({"url": "http://[::1"}, "Alertmanager (http://[::1) does not say what fires: "),
+        ({"url": "http://am"}, "The token of guard.alertmanager is not one line of text. "),
+    ],
+)
+def test_an_alertmanager_that_cannot_be_asked_is_told_by_its_key_and_without_its_token(
+    tmp_path: Path, ledger: Ledger, said: dict[str, str], reason: str
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("hunter2\nand more" if said["url"] == "http://am" else "hunter2")
+    told = {**said, "token": f"file:{token}"}
+    run = judged(ledger, house(tmp_path, groups={"web": {"healthy": 10}}, alertmanager=told), intent())
+    assert run.status is Status.DEFERRED
+    assert reason in str(run.reason)
+    assert "hunter2" not in str(run.reason)
+
+
 def test_an_inventory_that_cannot_be_read_puts_it_off_and_says_why(tmp_path: Path, ledger: Ledger) -> None:
     settings = replace(house(tmp_path), inventory=str(tmp_path / "gone"))
     run = judged(ledger, settings, intent())

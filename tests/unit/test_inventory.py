@@ -228,3 +228,9 @@ def test_an_inventory_that_cannot_be_read_is_an_error_and_not_an_empty_inventory
 def test_an_inventory_without_hosts_is_empty(tmp_path: Path) -> None:
     (tmp_path / "hosts.yml").write_text("all: {hosts: {}}")
     assert load(tmp_path).hosts == frozenset()
+
+
+def test_a_host_without_a_network_is_known_by_both_names_of_its_connection() -> None:
+    ways = ("local", "ansible.builtin.local", "ssh", None)
+    found = build({f"{way}": {"ansible_connection": way} for way in ways})
+    assert found.local == {"local", "ansible.builtin.local"}

@@ -34,6 +34,7 @@ CHECKS: dict[str, _Check] = {
     "inventory": house.inventory,
     "SSH": reach.ssh,
     "channels": reach.channels,
+    "Alertmanager": reach.alertmanager,
     "state directory": record.directory,
     "tokens": record.tokens,
     "databases": record.databases,

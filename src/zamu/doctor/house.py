@@ -77,6 +77,9 @@ def _secrets(patient: Patient) -> Iterator[tuple[str, Secret]]:
     password = patient.config.vault_password
     if password is not None and password.startswith("file:"):
         yield "the vault", Secret(password)
+    asked = patient.config.guard.alertmanager
+    if asked is not None and asked.token is not None:
+        yield "guard.alertmanager", asked.token
     for channel in patient.config.notify.channels:
         yield f"channel {channel.name}", channel.url
     for source in patient.rulebooks.sources if patient.rulebooks else []:
@@ -118,7 +121,7 @@ def inventory(patient: Patient) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory() as scratch:
         try:
             environment = ansible_environment(patient.config, State(Path(scratch)))
-            patient.hosts = inventories.variables(path, environment)
+            found, patient.hosts = inventories.read(path, environment)
         except ZamuError as error:
             yield broken("inventory", str(error), "Mend it; the last good one stays in use while zamu runs.")
             return
@@ -126,3 +129,10 @@ def inventory(patient: Patient) -> Iterator[Finding]:
         yield ok("inventory", f"{len(patient.hosts)} hosts, {path}")
     else:
         yield warning("inventory", f"{path} names no host.", "Without a host nothing is ever acted upon.")
+    if patient.rulebooks is not None:
+        from zamu.engine.check.rules import wanted
+
+        places, rules_want = found.hosts | found.groups.keys(), wanted(patient.config, patient.rulebooks)
+        for name in patient.config.guard.strangers(places, rules_want):
+            words = f"It names {name}, and nothing here has that name: it guards nothing."
+            yield warning("guard", words, "Mend it in zamu.yml, or in the inventory or the rulebooks.")

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 
 from zamu.doctor.finding import Finding, Patient, broken, ok, skipped, warning
 from zamu.doctor.installed import run
-from zamu.errors import ConfigError
+from zamu.errors import ConfigError, ZamuError
+from zamu.gate.policy import Alertmanager
+from zamu.gate.surroundings import firing
 from zamu.ledger import Message
 from zamu.notify import deliver
 
@@ -158,6 +161,22 @@ def channels(patient: Patient) -> Iterator[Finding]:
             problem = deliver(channel, Message("zamu: a test", "Sent by `zamu doctor --send`."))
             mend = "Mend its URL, or what it leads to; see docs/howto/notifications.md."
             yield broken(what, f"The test was not sent: {problem}.", mend) if problem else ok(what, "Sent.")
+
+
+def alertmanager(patient: Patient) -> Iterator[Finding]:
+    """Whether Alertmanager says what fires, where the guard is to ask it."""
+    if patient.config is None or patient.config.guard.alertmanager is None:
+        return
+    what = f"Alertmanager, {patient.config.guard.alertmanager.url}"
+    if not patient.network:
+        yield skipped(what, "Not asked: --no-network.")
+        return
+    try:
+        told = msgspec.convert(patient.config.guard.as_told()["alertmanager"], Alertmanager)
+        yield ok(what, f"{len(firing(told))} alerts fire.")
+    except ZamuError as error:
+        mend = "Start it, or mend guard.alertmanager: what was put off has to wait for its answer."
+        yield broken(what, str(error), mend)
 
 
 def intake(patient: Patient) -> Iterator[Finding]:

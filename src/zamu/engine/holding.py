@@ -105,7 +105,9 @@ class Holding:
     def _still_firing(self, due: list[Run], settings: Settings, moment: datetime) -> list[Run]:
         """Those whose alerts fire, as Alertmanager says; the others are given up, or wait."""
         try:
-            known = {alert.get("fingerprint"): alert.get("status") for alert in firing(settings)}
+            known = {
+                alert.get("fingerprint"): alert.get("status") for alert in firing(settings.guard.alertmanager)
+            }
         except ZamuError as error:
             if not self._lost:
                 log.warning("%s What was put off has to wait.", error)

@@ -20,6 +20,7 @@ from zamu.changes import changes, stamp
 from zamu.config import Config
 from zamu.doorbell import Doorbell, ring
 from zamu.engine import holding, launch, swap
+from zamu.engine.check.rules import wanted
 from zamu.engine.compose import compose
 from zamu.errors import ZamuError
 from zamu.event import now
@@ -102,12 +103,12 @@ class Supervisor:
             max_attempts=config.engine.max_attempts,
             run_timeout=config.engine.run_timeout.total_seconds(),
         )
-        strangers = settings.guard.strangers(found)
-        if strangers:
-            log.warning("guard names what the inventory does not know: %s.", ", ".join(strangers))
         os.environ[gate.VARIABLE] = str(settings.save())
         launch.install_door(state)
         write_atomically(state.engine / "rulebook.yml", compose(config, rulebooks))
+        strangers = config.guard.strangers(found.hosts | found.groups.keys(), wanted(config, rulebooks))
+        if strangers:
+            log.warning("guard names what nobody knows, and guards nothing by it: %s.", ", ".join(strangers))
         return settings
 
     def _say_down(self, error: BaseException, pause: float) -> None:

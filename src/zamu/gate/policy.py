@@ -127,12 +127,6 @@ class Guard(Policy, frozen=True, kw_only=True):
         """The variables that, beside the hosts, say what a playbook acts upon."""
         return self.actions[playbook].target if playbook in self.actions else []
 
-    def strangers(self, inventory: Inventory) -> list[str]:
-        """The hosts and groups that it names and the inventory does not know: they guard nothing."""
-        named = [*self.never_touch, *(self.control_nodes or []), *self.groups]
-        named += [group for one in self.policies for group in one.match.groups]
-        return sorted(set(named) - inventory.hosts - inventory.groups.keys())
-
     def policy_for(self, intent: Intent, inventory: Inventory) -> Policy:
         """What holds for `intent`: the defaults, what its action says, then each policy that matches."""
         matching = [one for one in self.policies if one.match.matches(intent, inventory)]

@@ -11,6 +11,7 @@ from typing import Any
 
 from zamu.errors import ZamuError
 from zamu.event import printable
+from zamu.gate.policy import Alertmanager
 from zamu.gate.settings import Settings
 from zamu.inventory import Inventory
 from zamu.state import State
@@ -39,22 +40,26 @@ def unwell(settings: Settings, inventory: Inventory) -> set[str]:
     """The hosts of which a critical alert fires. Raises ZamuError when Alertmanager does not tell."""
     found = (
         inventory.resolve(str(alert["labels"].get("instance", "")))
-        for alert in firing(settings)
+        for alert in firing(settings.guard.alertmanager)
         if alert["labels"].get("severity") == _UNWELL
     )
     return {host for host in found if host is not None}
 
 
-def firing(settings: Settings) -> list[dict[str, Any]]:
+def firing(asked: Alertmanager | None) -> list[dict[str, Any]]:
     """The alerts that fire, silenced ones too. Raises ZamuError when Alertmanager does not answer."""
-    asked = settings.guard.alertmanager
     assert asked is not None  # zamu.yml is refused otherwise
     url = f"{asked.url.rstrip('/')}/api/v2/alerts?active=true&silenced=true&inhibited=true"
-    request = urllib.request.Request(url)  # noqa: S310 - zamu.yml takes http and https only
-    if asked.token:
-        request.add_header("Authorization", f"Bearer {asked.token}")
+    if asked.token and not asked.token.isprintable():  # an error about such a header would show it
+        raise ZamuError("The token of guard.alertmanager is not one line of text.")
     try:
         context = ssl.create_default_context(cafile=asked.ca) if url.startswith("https:") else None
+    except OSError as error:
+        raise ZamuError(f"guard.alertmanager.ca ({asked.ca}) cannot be used: {error}.") from error
+    try:
+        request = urllib.request.Request(url)  # noqa: S310 - zamu.yml takes http and https only
+        if asked.token:
+            request.add_header("Authorization", f"Bearer {asked.token}")
         with urllib.request.urlopen(request, timeout=_TIMEOUT, context=context) as answer:  # noqa: S310 - likewise
             alerts = json.loads(answer.read(_LIMIT))
         return [alert for alert in alerts if isinstance(alert["labels"], dict)]

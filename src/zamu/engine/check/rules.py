@@ -63,6 +63,16 @@ def actions(rule: dict[str, Any]) -> list[tuple[_Place, dict[str, Any]]]:
     return [(place, action) for place, action in found if isinstance(action, dict) and action]
 
 
+def wanted(config: Config, rulebooks: Rulebooks) -> Iterator[tuple[str, str, str]]:
+    """The playbooks that rules start, by the name that the ledger knows: ruleset, rule and playbook."""
+    for ruleset in rulebooks.rulesets:
+        for rule in ruleset.data["rules"]:
+            for _, action in actions(rule):
+                if "run_playbook" in action:
+                    name, _ = find_playbook(action["run_playbook"]["name"], config.playbooks)
+                    yield ruleset.name, rule["name"], name
+
+
 def examine_rules(config: Config, ruleset: Ruleset, shape: Shape, playbooks: Playbooks) -> Iterator[Finding]:
     """Everything about the rules of one ruleset."""
     broken = set()
