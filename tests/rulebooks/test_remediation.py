@@ -20,6 +20,7 @@ NO_STACK = "Tell the operator, with evidence, of a container that failed and bel
 NO_REBOOT = "Tell the operator, with evidence, of a restart that failed on a host that is not to be rebooted"
 DENIED = "Tell the operator plainly what was denied"
 UNREPORTED = "Tell the operator plainly what could not be reported"
+DRY = "Tell the operator plainly of a dry run that failed"
 TELL = "Tell the operator of an alert that no remedy is for"
 WELL = "Say that all is well again"
 
@@ -132,6 +133,7 @@ def run(playbook: str, status: str = "failed", /, **fields: Any) -> dict[str, An
             "hosts": ["web1"],
             "target": "t1",
             "reason": None,
+            "dry": False,
             **fields,
         }
     }
@@ -237,6 +239,17 @@ def test_the_ladder_of_a_container(rules: Rehearsal) -> None:
     }
     (told,) = rules.post(run("report_failure", origin=ASKING))
     assert (told.rule, told.arguments["name"]) == (UNREPORTED, "boma.zamu.notify")
+
+
+@pytest.mark.parametrize("playbook", ["restart_container", "restart_stack", "restart_unit", "reboot_host"])
+def test_nothing_follows_a_dry_run_that_failed_and_it_is_told(rules: Rehearsal, playbook: str) -> None:
+    (told,) = rules.post(run(playbook, dry=True, reason="Dry run. No such unit.", origin=ASKING))
+    assert (told.rule, told.arguments["name"]) == (DRY, "boma.zamu.notify")
+    assert told.arguments["extra_vars"] == {
+        "notify_title": f"boma.zamu.{playbook} on web1 failed in a dry run",
+        "notify_body": "Dry run. No such unit.",
+        "notify_urgency": "normal",
+    }
 
 
 def test_the_ladder_of_a_unit(rules: Rehearsal) -> None:
@@ -386,7 +399,7 @@ def test_what_is_resolved_is_named(rules: Rehearsal) -> None:
 def test_every_rule_and_playbook_is_rehearsed() -> None:
     (ruleset,) = rulesets("remediation.yml")
     rehearsed = {rule for _, _, rule, *_ in FIRST}
-    rehearsed |= {STACK, REBOOT, REPORT, NO_STACK, NO_REBOOT, DENIED, UNREPORTED, TELL, WELL}
+    rehearsed |= {STACK, REBOOT, REPORT, NO_STACK, NO_REBOOT, DENIED, UNREPORTED, DRY, TELL, WELL}
     assert {rule.name for rule in ruleset.rules} == rehearsed
     started = {
         str(action.action_args["name"]).removeprefix("boma.zamu.")
