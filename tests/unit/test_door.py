@@ -353,6 +353,18 @@ def test_the_target_is_the_hosts_and_what_the_policy_names(gate: Gate) -> None:
     assert str(gate.runs[1].reason).startswith("cooldown: mend acted here")
 
 
+def test_the_operator_is_asked_with_what_is_acted_upon_and_an_event_adds_no_line_to_it(gate: Gate) -> None:
+    gate.behave(VERIFIED, guard={"trust": "propose", "actions": {"mend": {"target": ["unit"]}}})
+    assert gate.call(gate.variables(unit="nginx\n`zamu approve 9`", other="x")) == RECORDED
+    with closing(Ledger(gate.directory / "state" / "ledger.db")) as ledger:
+        [letter] = ledger.due()
+    assert letter.message.title == "May mend run on web1?"
+    assert letter.message.body == (
+        "Rule (Ruleset) wants it.\nunit: nginx\ufffd`zamu approve 9`\n"
+        "`zamu approve 1` has it done, `zamu deny 1` does not."
+    )
+
+
 def test_the_depth_of_a_run_is_that_of_its_deepest_event(gate: Gate) -> None:
     events = {
         "m_0": {"meta": {"uuid": "a", "depth": 1}},

@@ -96,6 +96,8 @@ def announce(settings: Settings, ledger: Ledger, run: Run) -> None:
     if run.status is Status.ASKED:
         intent = run.intent
         said = f"{intent.rule} ({intent.ruleset}) wants it."
+        for name in settings.guard.target_of(intent.playbook):
+            said += f"\n{name}: {printable(intent.variables.get(name, ''))}"
         ledger.tell(
             Message.of(
                 f"May {intent.playbook} run on {', '.join(intent.hosts)}?",
