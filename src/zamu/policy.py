@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from zamu.cron import calendar, zone
 from zamu.section import Duration, SecretReference, Section
@@ -46,7 +46,10 @@ class Breaker(Section):
 
 
 class Policy(Section):
-    """What the guard asks before an action; what is left out is as the policies before it say."""
+    """What the guard asks before an action; what is left out is as the policies before it say.
+
+    Null takes away what they say.
+    """
 
     cooldown: Duration | None = None
     budget: Budget | None = None
@@ -57,6 +60,17 @@ class Policy(Section):
     breaker: Breaker | None = None
     while_blind: bool | None = Field(None, description="though the heartbeat is missing")
     control_node: bool | None = Field(None, description="on the host that zamu lives on, too")
+
+    @field_validator("trust", "dry_run", "while_blind", "control_node", mode="before")
+    @classmethod
+    def _said(cls, value: object) -> object:
+        if value is None:  # what was left empty by mistake must not let more be done
+            raise ValueError("nothing is said here; say what it is to be, or leave the key out")
+        return value
+
+    def said(self) -> dict[str, Any]:
+        """The keys that it names."""
+        return self.model_dump(include=self.model_fields_set)
 
 
 class Action(Policy):
@@ -178,6 +192,7 @@ class Guard(Policy):
             cooldown="0s",
             budget="60 in 1h",
             target=["report_failure_title"],
+            window=None,
             trust="auto",
             while_blind=True,
             control_node=True,
@@ -201,7 +216,7 @@ class Guard(Policy):
     def cooldown_of(self, playbook: str) -> timedelta | None:
         """The cooldown of an action where no policy says otherwise."""
         for said in (self.actions.get(playbook), self.built_in.get(playbook)):
-            if said is not None and said.cooldown is not None:
+            if said is not None and "cooldown" in said.model_fields_set:
                 return said.cooldown
         return self.cooldown
 
@@ -225,9 +240,12 @@ class Guard(Policy):
     def as_told(self) -> dict[str, Any]:
         """All of it for the gate: with what is built in, and with the secret revealed. Raises ConfigError."""
         told = self.model_dump()
-        built_in = {name: action.model_dump() for name, action in self.built_in.items()}
-        said = {name: one.model_dump(include=one.model_fields_set) for name, one in self.actions.items()}
-        told["actions"] = {name: built_in.get(name, {}) | said.get(name, {}) for name in {*built_in, *said}}
+        built_in, own = (
+            {name: one.said() for name, one in many.items()} for many in (self.built_in, self.actions)
+        )
+        actions = {name: built_in.get(name, {}) | own.get(name, {}) for name in {*built_in, *own}}
+        told["actions"] = {name: {**said, "says": sorted(said)} for name, said in actions.items()}
+        told["policies"] = [{**one.said(), "says": sorted(one.model_fields_set)} for one in self.policies]
         if self.alertmanager is not None:
             token, ca = self.alertmanager.token, self.alertmanager.ca
             told["alertmanager"] |= {"token": token and token.reveal(), "ca": ca and str(ca)}

@@ -237,13 +237,16 @@ def test_the_guards_policy_is_found_by_playbook(write: Write) -> None:
     assert told["boma.zamu.restart_unit"]["target"] == ["x"]
     assert told["boma.zamu.restart_unit"]["cooldown"] == timedelta(minutes=10)
     breaker = {"failures": 2, "closes_after": timedelta(hours=1)}
-    assert told["mine"] == {"cooldown": timedelta(minutes=2), "breaker": breaker}
+    said = {"cooldown": timedelta(minutes=2), "breaker": breaker}
+    assert told["mine"] == {**said, "says": ["breaker", "cooldown"]}
 
 
 @pytest.mark.parametrize(
     ("text", "place", "words"),
     [
         ("budget: many", "guard.budget", "'many' is not a budget; write for example 3 in 1h"),
+        ("trust: ", "guard.trust", "nothing is said here; say what it is to be, or leave the key out."),
+        ("policies: [{match: {}, dry_run: }]", "guard.policies.0.dry_run", "nothing is said here"),
         ("budget: 3", "guard.budget", "3 is not a budget; write for example 3 in 1h"),
         ("budget: 3 in 0s", "guard.budget.within", "greater than 0s."),
         ("budget: 0 in 1h", "guard.budget.runs", "greater than or equal to 1"),

@@ -620,6 +620,26 @@ def test_of_several_policies_the_later_one_holds(
     assert found.trust == "auto"
 
 
+def test_null_takes_away_what_was_said_before(tmp_path: Path) -> None:
+    reboot = {"budget": None, "breaker": None, "cooldown": None}
+    free = {"match": {"rules": ["Free"]}, "window": None, "max_hosts": None}
+    windows = {"night": {"cron": "0 2 * * *", "duration": "3h"}}
+    settings = house(
+        tmp_path, window="night", windows=windows, actions={"boma.zamu.reboot_host": reboot}, policies=[free]
+    )
+    found = settings.guard.policy_for(intent(playbook="boma.zamu.reboot_host"), settings.found)
+    assert (found.budget, found.breaker, found.cooldown, found.window) == (None, None, None, "night")
+    found = settings.guard.policy_for(intent(rule="Free"), settings.found)
+    assert (found.window, found.max_hosts, found.breaker) == (None, None, settings.guard.breaker)
+
+
+def test_what_failed_is_reported_though_a_window_for_all_is_closed(tmp_path: Path, ledger: Ledger) -> None:
+    over = {"over": {"dates": ["2001-01-01 00:00"], "duration": "1h"}}
+    settings = house(tmp_path, window="over", windows=over)
+    assert judged(ledger, settings, intent("a")).status is Status.DENIED
+    assert judged(ledger, settings, intent("b", playbook="boma.zamu.report_failure")).status is Status.WAITING
+
+
 #: 200 requests from several processes: each claims, and ends what it was allowed.
 _RIVAL = """
     import sys

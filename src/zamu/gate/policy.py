@@ -24,7 +24,7 @@ class Breaker(msgspec.Struct, frozen=True):
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """What may be said of an action; None leaves it to the policy before."""
+    """What may be said of an action. What `says` does not name it leaves to the policy before."""
 
     cooldown: timedelta | None = None
     budget: Budget | None = None
@@ -35,11 +35,14 @@ class Policy(msgspec.Struct, frozen=True):
     breaker: Breaker | None = None
     while_blind: bool | None = None
     control_node: bool | None = None
+    says: frozenset[str] = frozenset()
 
     def but(self, other: "Policy") -> "Policy":
         """This policy with what another one says."""
-        both = {name: (getattr(self, name), getattr(other, name)) for name in Policy.__struct_fields__}
-        return Policy(**{name: old if new is None else new for name, (old, new) in both.items()})
+        return msgspec.structs.replace(self, **{name: getattr(other, name) for name in other.says & _SAYABLE})
+
+
+_SAYABLE = frozenset(Policy.__struct_fields__) - {"says"}
 
 
 class Action(Policy, frozen=True):
