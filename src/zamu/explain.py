@@ -128,7 +128,7 @@ def _judge(
 def _guards_answer(intent: Intent, settings: gate.Settings) -> Verdict:
     """By the house's own ledger."""
     with closing(Ledger(State(Path(settings.state)).ledger)) as real:
-        return Guard(intent, settings).judge(real, False)
+        return real.foreseen(Guard(intent, settings).judge)
 
 
 def _in_check_mode(apart: gate.Settings, ledger: Ledger, intent: Intent) -> Run:

@@ -363,6 +363,23 @@ def test_what_the_guard_names_and_nothing_has(patient: Patient, tmp_path: Path) 
     assert {one.mark for one in found} == {Mark.WARNING}
 
 
+def test_a_heartbeat_that_does_not_come(patient: Patient, tmp_path: Path) -> None:
+    configured(patient, tmp_path)
+    assert list(record.heartbeat(patient)) == []
+    configured(patient, tmp_path, guard={"heartbeat": {"alertname": "Alive", "within": "1h"}})
+    patient.state.create()
+    [missing] = record.heartbeat(patient)
+    assert (missing.mark, missing.found) == (
+        Mark.WARNING,
+        "blind: the heartbeat of the monitoring has not come yet.",
+    )
+    assert "the alert Alive" in missing.mend
+    patient.state.heartbeat.touch()
+    assert marks(list(record.heartbeat(patient))) == ["ok"]
+    os.utime(patient.state.heartbeat, (0, 0))
+    assert marks(list(record.heartbeat(patient))) == ["warning"]
+
+
 # --- what is reached -----------------------------------------------------------------------------
 
 

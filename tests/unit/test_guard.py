@@ -408,6 +408,15 @@ def test_a_storm_puts_everything_off_until_it_is_over(tmp_path: Path, ledger: Le
     ended(ledger, settings, intent("f"))
 
 
+def test_to_ask_what_the_guard_would_say_begins_no_storm(tmp_path: Path, ledger: Ledger) -> None:
+    settings = house(tmp_path, storm={"actions": 2})
+    for key in "ab":
+        judged(ledger, settings, intent(key, target=key))
+    verdict = ledger.foreseen(Guard(intent("c"), settings).judge)
+    assert (verdict.answer, str(verdict.reason)[:6]) == (Answer.LATER, "storm:")
+    assert ledger.storm() is None
+
+
 def test_what_goes_round_again_makes_no_storm(tmp_path: Path, ledger: Ledger) -> None:
     settings = house(tmp_path, storm={"actions": 3})
     for key in "abcdef":

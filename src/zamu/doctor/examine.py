@@ -41,6 +41,7 @@ CHECKS: dict[str, _Check] = {
     "rules engine's store": record.store,
     "processes": record.processes,
     "web server": reach.intake,
+    "heartbeat": record.heartbeat,
     "record": record.contents,
     "alarms": record.standing,
 }

@@ -21,6 +21,7 @@ from zamu.config import Alarms
 from zamu.database import mend as mend_of
 from zamu.doctor.finding import Finding, Patient, broken, ok, private, warning
 from zamu.errors import ZamuError
+from zamu.gate.surroundings import blind
 from zamu.journal.sqlite import Journal
 from zamu.ledger.sqlite import Ledger
 from zamu.status.health import PARTS, health
@@ -161,6 +162,19 @@ def processes(patient: Patient) -> Iterator[Finding]:
     if found.parts["engine"] == "not running" and _engine_lives(patient):
         mend = "The next start of zamu ends it."
         yield warning("engine", "A rules engine was left behind by a zamu that was killed.", mend)
+
+
+def heartbeat(patient: Patient) -> Iterator[Finding]:
+    """Whether the monitoring's heartbeat comes, where the guard does nothing without it."""
+    wanted = patient.config and patient.config.guard.heartbeat
+    if not wanted:
+        return
+    words = blind(wanted.within, patient.state)
+    if words:
+        mend = f"Give the alert {wanted.alertname} a route to zamu; see docs/howto/guard.md."
+        yield warning("heartbeat", words, mend)
+    else:
+        yield ok("heartbeat", "The monitoring's heartbeat comes.")
 
 
 def contents(patient: Patient) -> Iterator[Finding]:

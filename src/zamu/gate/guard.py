@@ -4,6 +4,7 @@
 import re
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from zamu.cron import calendar
 from zamu.errors import ZamuError
@@ -13,6 +14,7 @@ from zamu.gate.policy import Group
 from zamu.gate.settings import NO_HOST, TELLING, Settings
 from zamu.ledger import Answer, Intent, Verdict
 from zamu.ledger.sqlite import Ledger
+from zamu.state import State
 
 # Everything else in a name could be read as a pattern by Ansible.
 _EXACT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")
@@ -66,9 +68,11 @@ class Guard:
             hosts = ", ".join(self._intent.hosts)
             yield _deny(f"observed only: {self._intent.playbook} would have been run on {hosts}.")
         yield from self._window()
-        blind = not self._policy.while_blind and surroundings.blind(self._settings)
-        if blind:
-            yield _later(blind, _moment() + _SOON)
+        heartbeat, state = self._settings.guard.heartbeat, State(Path(self._settings.state))
+        if heartbeat is not None and not self._policy.while_blind:
+            blind = surroundings.blind(heartbeat.within, state)
+            if blind:
+                yield _later(blind, _moment() + _SOON)
         if any(group.healthy is not None for group, _ in self._own_groups().values()):
             self._unwell = surroundings.unwell(self._settings, self._inventory)
 

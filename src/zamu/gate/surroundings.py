@@ -5,8 +5,8 @@ import json
 import ssl
 import time
 import urllib.request
+from datetime import timedelta
 from http.client import HTTPException
-from pathlib import Path
 from typing import Any
 
 from zamu.errors import ZamuError
@@ -22,16 +22,13 @@ _TIMEOUT, _LIMIT = 10, 16_777_216
 _UNWELL = "critical"
 
 
-def blind(settings: Settings) -> str | None:
+def blind(within: timedelta, state: State) -> str | None:
     """Why zamu cannot see what it does, as a sentence; None while the heartbeat comes."""
-    heartbeat = settings.guard.heartbeat
-    if heartbeat is None:
-        return None
     try:
-        silent = time.time() - State(Path(settings.state)).heartbeat.stat().st_mtime
+        silent = time.time() - state.heartbeat.stat().st_mtime
     except FileNotFoundError:
         return "blind: the heartbeat of the monitoring has not come yet."
-    if silent <= heartbeat.within.total_seconds():
+    if silent <= within.total_seconds():
         return None
     return f"blind: the heartbeat of the monitoring came last {silent:.0f} s ago."
 

@@ -142,6 +142,15 @@ class Ledger(Store):
             verdict = judge(self, False)
             return None if verdict.answer is Answer.ALLOW else self._insert(intent, 1, None, verdict)
 
+    def foreseen(self, judge: Callable[["Ledger", bool], Verdict]) -> Verdict:
+        """What the guard would answer, without anything that it notes being kept."""
+        with self._lock:
+            self._connection.execute("BEGIN")
+            try:
+                return judge(self, False)
+            finally:
+                self._connection.execute("ROLLBACK")
+
     def asked_again(self, run: Run, judge: Callable[["Ledger", bool], Verdict], passed: Status) -> bool:
         """Ask the guard about a run whose time has come; returns whether it is over as `passed`.
 
