@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from zamu.cron import calendar, zone
+from zamu.errors import ConfigError
 from zamu.section import Duration, SecretReference, Section
 
 #: Of what would mean never, or always, when it took no time.
@@ -248,5 +249,8 @@ class Guard(Policy):
         told["policies"] = [{**one.said(), "says": sorted(one.model_fields_set)} for one in self.policies]
         if self.alertmanager is not None:
             token, ca = self.alertmanager.token, self.alertmanager.ca
-            told["alertmanager"] |= {"token": token and token.reveal(), "ca": ca and str(ca)}
+            try:
+                told["alertmanager"] |= {"token": token and token.reveal(), "ca": ca and str(ca)}
+            except ConfigError as error:
+                raise ConfigError(f"guard.alertmanager.token: {error}") from error
         return told

@@ -293,6 +293,12 @@ def test_a_guard_that_cannot_be_meant_is_refused(write: Write, text: str, place:
     assert words in str(refused.value)
 
 
+def test_a_token_that_cannot_be_had_is_told_with_its_key(write: Write) -> None:
+    guard = load(write("guard: {alertmanager: {url: 'http://am', token: file:/nowhere/token}}")).guard
+    with pytest.raises(ConfigError, match=r"^guard.alertmanager.token: The secret in file /nowhere/token"):
+        guard.as_told()
+
+
 def test_runs_are_kept_at_least_as_long_as_events(write: Write) -> None:
     with pytest.raises(ConfigError, match=r"engine.keep_runs is shorter than intake.keep_events"):
         load(write("engine: {keep_runs: 1d}"))
