@@ -208,10 +208,14 @@ def play(
     recap = dict(re.findall(r"^(\w+) +: ok=\d+ +changed=(\d+)", done.stdout, re.MULTILINE))
     assert recap, output
     failures = {}
-    for found in re.finditer(r"^fatal: \[(\w+)[^\]]*\]: FAILED! => ", done.stdout, re.MULTILINE):
+    for found in re.finditer(
+        r"^fatal: \[(\w+)[^\]]*\]: (?:FAILED|UNREACHABLE)! => ", done.stdout, re.MULTILINE
+    ):
         failures[found[1]] = str(json.JSONDecoder().raw_decode(done.stdout[found.end() :])[0]["msg"])
     failures = {
-        name: said for name, said in failures.items() if re.search(rf"^{name} .*failed=1", done.stdout, re.M)
+        name: said
+        for name, said in failures.items()
+        if re.search(rf"^{name} .*(failed|unreachable)=1", done.stdout, re.M)
     }
     assert (done.returncode == 0) == (not failures), output
     return Result(output, {name: int(count) for name, count in recap.items()}, failures)
