@@ -185,8 +185,9 @@ class _Reader:
             head = file.head(whole=not last)
             if not head:
                 return None
-            if not last and (earlier := self._overtaken(file)):
-                self._file, *self._waiting = earlier
+            if earlier := self._overtaken(file):
+                self._file, *rest = earlier
+                self._waiting = [*rest, file, *self._waiting]
                 return self._read(self._file, True)
             self._place = replace(self._place, head=head)
         data = os.pread(file.handle, BLOCK, self._place.offset)
@@ -205,11 +206,15 @@ class _Reader:
         return chunk
 
     def _overtaken(self, file: _File) -> list[_File]:
-        """The files that came and were rotated away before we saw anything of them."""
-        there, before = _opened(self._path), self._place.before
-        if there is None or not before or not os.path.samestat(there.opened, file.opened):
+        """The files that came before this one and were rotated away before we saw anything of them.
+
+        This one may have been rotated away, too, since it was opened. Its first line may be of the same
+        moment as the last one before it, as exactly as files tell.
+        """
+        if not self._place.before:
             return []
-        return self._rotated(before)
+        rotated = self._rotated(self._place.before)
+        return [one for one in rotated if one.opened.st_mtime_ns <= file.stat().st_mtime_ns]
 
     def _leave_out(self, count: int) -> Chunk:
         if not self._too_long:
@@ -237,17 +242,18 @@ class _Reader:
         """Go on with the next file, from its beginning."""
         before = file.stat().st_mtime_ns
         self._place = Place(self._place.number + 1, "", 0, before)
-        self._file = _opened(self._path)
-        # It may have been rotated more than once since we looked.
+        # It may have been rotated more than once since we looked, and again while we look: so the file at the
+        # path is opened last.
+        self._file = None
         self._waiting = self._waiting or self._rotated(before)
-        if self._waiting:
-            self._file = self._waiting.pop(0)
+        self._file = self._waiting.pop(0) if self._waiting else _opened(self._path)
 
     def _resume(self) -> None:
         """Open the file that holds our place, wherever it lies now, and those that came after it."""
-        self._file, self._waiting = _opened(self._path), []
-        place = self._place
-        if not place.head or (self._file is not None and not self._was_cut(self._file)):
+        current, place = _opened(self._path), self._place
+        self._file, self._waiting = None, []
+        if not place.head or (current is not None and not self._was_cut(current)):
+            self._file = current
             return
         rotated = self._rotated()
         fits = (one for one in rotated if one.head() == place.head and one.opened.st_size >= place.offset)
@@ -267,7 +273,7 @@ class _Reader:
         """
         ours = self._file.opened.st_ino if self._file is not None else None
         found: dict[int, _File] = {}
-        names: set[str] | None = None
+        names: dict[str, int] | None = None
         while names != (names := self._names()):  # until nobody renamed one while we opened them
             for name in names:
                 file, current = _opened(self._path.with_name(name)), _opened(self._path)
@@ -278,11 +284,15 @@ class _Reader:
                     found[file.opened.st_ino] = file
         return sorted(found.values(), key=lambda one: one.opened.st_mtime_ns)
 
-    def _names(self) -> set[str]:
-        """What lies beside our file under a name that rotating gives."""
+    def _names(self) -> dict[str, int]:
+        """What lies beside our file under a name that rotating gives, with its inode.
+
+        By the names alone a rotation that happens meanwhile may not be seen: each file has the name then that
+        the one before it had.
+        """
         begins = (f"{self._path.name}.", f"{self._path.name}-")
         return {
-            entry.name
+            entry.name: entry.inode()
             for entry in os.scandir(self._path.parent)
             if entry.name.startswith(begins)
             and not entry.name.endswith(_COMPRESSED)
