@@ -120,14 +120,14 @@ GIVEN: dict[str, dict[str, Any]] = {
         "free_disk_enough": 100,
         "free_disk_images": "none",
         "free_disk_journal": False,
-        "free_disk_timeout": 150,
+        "free_disk_timeout": 600,
         "verify_disk_percent": 0,
     },
-    "restart_timesync": {"restart_timesync_timeout": 150},
+    "restart_timesync": {"restart_timesync_timeout": 600},
     "renew_certificate": {
         "renew_certificate_name": "photos.example.net",
         "renew_certificate_days": 0.5,
-        "renew_certificate_timeout": 150,
+        "renew_certificate_timeout": 600,
         "verify_certificate_deadline": 30,
         "verify_certificate_delay": 1,
     },
@@ -136,19 +136,19 @@ GIVEN: dict[str, dict[str, Any]] = {
         "kill_runaway_cpu": 1,
         "kill_runaway_measure": 1,
         "kill_runaway_most": 1,
-        "kill_runaway_grace": 100,
+        "kill_runaway_grace": 600,
     },
     "rerun_backup_job": {
         "rerun_backup_job_name": "lab-backup.service",
         "rerun_backup_job_allowed": ["lab-backup.service"],
         "rerun_backup_job_poll": 2,
-        "rerun_backup_job_timeout": 150,
+        "rerun_backup_job_timeout": 600,
         "verify_unit_settle": 0,
     },
 }
 WITNESSES: dict[str, dict[str, Any]] = {
-    "collect_evidence": {"collect_evidence_timeout": 10},
-    "report_failure": {"collect_evidence_timeout": 10, "report_failure_title": "web1 is down"},
+    "collect_evidence": {"collect_evidence_timeout": 60},
+    "report_failure": {"collect_evidence_timeout": 60, "report_failure_title": "web1 is down"},
 }
 
 
@@ -169,6 +169,7 @@ def test_each_ends_in_time_says_so_and_the_next_run_does_the_rest(
     entry = host.inventory_entry() | {
         "ansible_connection": "ssh",
         "ansible_python_interpreter": "/usr/bin/python3",
+        "ansible_timeout": 30,  # seven playbooks begin at once, and sudo takes its time then
     }
     ended: dict[str, float] = {}
 
@@ -184,17 +185,25 @@ def test_each_ends_in_time_says_so_and_the_next_run_does_the_rest(
         ended[name] = time.monotonic()
         return done
 
-    def waiting() -> str:
+    def waiting() -> set[str]:
         apt = host.exec("pgrep", "--full", "^apt-get --yes .* purge ").stdout
-        return host.exec("ls", "/run/lab").stdout + ("free_disk\n" if apt else "")
+        return {*host.exec("ls", "/run/lab").stdout.split(), *(["free_disk"] if apt else [])}
 
     def in_their_middle() -> bool:
         waits = host.exec("sh", "-c", "grep -l wait_for_partner /proc/[0-9]*/wchan").stdout
-        return set(GIVEN) <= set(waiting().split()) and len(waits.split()) == len(WITNESSES)
+        return set(GIVEN) <= waiting() and len(waits.split()) == len(WITNESSES)
 
-    with ThreadPoolExecutor(len(GIVEN | WITNESSES)) as pool:
-        runs = {name: pool.submit(run, name, given) for name, given in (GIVEN | WITNESSES).items()}
-        wait_until(in_their_middle, within=90, otherwise=lambda: waiting() + host.logs())
+    def said() -> str:
+        return f"{waiting()}\n{host.logs()}"
+
+    # apt gives up its waiting after a minute, and so do the witnesses: they come last.
+    last = {"free_disk": GIVEN["free_disk"]} | WITNESSES
+    first = {name: given for name, given in GIVEN.items() if name not in last}
+    with ThreadPoolExecutor(len(first | last)) as pool:
+        runs = {name: pool.submit(run, name, given) for name, given in first.items()}
+        wait_until(lambda: set(first) <= waiting(), within=240, otherwise=said)
+        runs |= {name: pool.submit(run, name, given) for name, given in last.items()}
+        wait_until(in_their_middle, within=90, otherwise=said)
         host.unplug()
         unplugged = time.monotonic()
         host.exec("sh", "-c", DIE, check=True)
@@ -202,10 +211,9 @@ def test_each_ends_in_time_says_so_and_the_next_run_does_the_rest(
 
     told = {name: (round(ended[name] - unplugged), one.failed) for name, one in died.items()}
     print(told)
-    assert max(ended.values()) - unplugged < 90, told
+    assert max(ended.values()) - unplugged < 150, told
     for name in GIVEN:
-        said = died[name].failed["lab"]
-        assert "Failed to connect to the host via ssh" in said, told
+        assert "Failed to connect to the host via ssh" in died[name].failed["lab"], told
         assert "fatal: [lab]: UNREACHABLE!" in died[name].output
     for name in WITNESSES:
         assert not died[name].failed, died[name].output
