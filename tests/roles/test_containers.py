@@ -7,6 +7,7 @@ Their Molecule scenarios show that a second time changes nothing, and pull_and_r
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -275,3 +276,32 @@ def test_a_stack_of_compose_is_restarted_in_its_order(engine: Engine) -> None:
     killer.join()
     assert "shop on web could not be restarted, or not all of it: " in broken.failed["web"], broken.output
     assert [engine.look(name)["State"]["StartedAt"] for name in names] == [db, app]
+
+
+def test_an_engine_that_dies_while_it_pulls_is_told_and_the_container_runs_on(engine: Engine) -> None:
+    dying = engine.serve()
+    with socket.create_server(("127.0.0.1", 0)) as registry:  # takes connections, and never answers
+        image = f"127.0.0.1:{registry.getsockname()[1]}/tiny:1"
+        engine("tag", IMAGE, image)
+        file = engine.directory / "pulled.yaml"
+        app = {
+            "image": image,
+            "network_mode": "none",
+            "command": ["sh", "-c", FOREVER],
+            "stop_grace_period": "1s",
+        }
+        file.write_text(json.dumps({"name": "pulled", "services": {"app": app}}))
+        engine.main.compose(file, "up", "--detach")
+        before = engine.look("pulled-app-1")["State"]
+
+        def kill_while_it_pulls() -> None:
+            with registry.accept()[0]:
+                dying.kill()
+
+        killer = threading.Thread(target=kill_while_it_pulls)
+        killer.start()
+        web = {"web": {"pull_and_restart_name": "pulled-app-1", "container_command": dying.docker}}
+        done = play(engine.directory, "pull_and_restart", web)
+        killer.join()
+    assert f"{image} could not be pulled on web, and pulled-app-1 was not touched: " in done.failed["web"]
+    assert engine.look("pulled-app-1")["State"] == before
