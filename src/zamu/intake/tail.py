@@ -213,8 +213,8 @@ class _Reader:
         """
         if not self._place.before:
             return []
-        rotated = self._rotated(self._place.before)
-        return [one for one in rotated if one.opened.st_mtime_ns <= file.stat().st_mtime_ns]
+        rotated, last = self._rotated(self._place.before), file.stat().st_mtime_ns
+        return [one for one in rotated if one.opened.st_mtime_ns <= last]
 
     def _leave_out(self, count: int) -> Chunk:
         if not self._too_long:
