@@ -82,6 +82,15 @@ def wait_for(house: Zamu, fingerprint: str, *statuses: str) -> list[dict[str, An
     return wait_until(found, 120, lambda: f"{runs_of(house, fingerprint)}\n{house.story()}")
 
 
+def fires_again(house: Zamu, fingerprint: str, severity: str) -> dict[str, Any]:
+    """An alert is acted upon, resolves, and fires once more at once; returns the run of the first time."""
+    post(house, fingerprint, severity)
+    [first] = wait_for(house, fingerprint, "successful")
+    post(house, fingerprint, severity, "resolved")
+    post(house, fingerprint, severity)
+    return first
+
+
 def gates(house: Zamu) -> int:
     calls = house.directory.parent / "calls"
     return len(calls.read_text().splitlines()) if calls.exists() else 0
@@ -129,10 +138,7 @@ def test_a_dry_run_says_what_it_would_have_done_and_does_not_do_it(house: Zamu) 
 
 
 def test_what_is_put_off_goes_round_once_more_and_is_done_once(house: Zamu) -> None:
-    post(house, "again", "rest")
-    [first] = wait_for(house, "again", "successful")
-    post(house, "again", "rest", "resolved")
-    post(house, "again", "rest")  # it fires once more, within the cooldown
+    first = fires_again(house, "again", "rest")
     runs = wait_for(house, "again", "successful", "returned", "successful")
     assert runs[1]["reason"].startswith("cooldown: write_line acted here ")
     assert runs[2]["started_at"] >= runs[1]["until"]
@@ -144,10 +150,7 @@ def test_what_is_put_off_goes_round_once_more_and_is_done_once(house: Zamu) -> N
 
 
 def test_an_alert_that_resolves_cancels_what_waits_for_it(house: Zamu) -> None:
-    post(house, "over", "long")
-    wait_for(house, "over", "successful")
-    post(house, "over", "long", "resolved")
-    post(house, "over", "long")
+    fires_again(house, "over", "long")
     wait_for(house, "over", "successful", "deferred")
     post(house, "over", "long", "resolved")
     runs = wait_for(house, "over", "successful", "cancelled")
@@ -208,10 +211,7 @@ def test_what_fails_again_and_again_is_not_tried_until_the_operator_closes_the_b
 
 
 def test_what_is_put_off_goes_by_the_policy_of_a_changed_zamu_yml_after_a_restart(house: Zamu) -> None:
-    post(house, "anew", "long")
-    wait_for(house, "anew", "successful")
-    post(house, "anew", "long", "resolved")
-    post(house, "anew", "long")
+    fires_again(house, "anew", "long")
     wait_for(house, "anew", "successful", "deferred")
     house.add_to_guard(policies=[])
     house.terminate("engine").wait(60)

@@ -45,8 +45,8 @@ class House:
     def directory(self) -> Path:
         return self.state / "demo"
 
-    def run(self, program: str, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run one of Ansible's programs as a person in this repository would."""
+    def play(self, playbook: str, *options: str) -> Run:
+        """Run a playbook as a person in this repository would."""
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "ZAMU_"))
         } | {
@@ -55,17 +55,14 @@ class House:
             "ZAMU_DEMO_PORT": str(self.port),
             "ZAMU_STATE": str(self.state),
         }
-        return subprocess.run(
-            [BIN / program, *words],
+        done = subprocess.run(
+            [BIN / "ansible-playbook", "--limit", "demo", *options, f"boma.zamu.{playbook}"],
             env=environment,
             cwd=ROOT,
             capture_output=True,
             text=True,
             check=False,
         )
-
-    def play(self, playbook: str, *options: str) -> Run:
-        done = self.run("ansible-playbook", "--limit", "demo", *options, f"boma.zamu.{playbook}")
         recap = re.search(r"^demo +: ok=\d+ +changed=(\d+)", done.stdout, re.MULTILINE)
         output = done.stdout + done.stderr
         assert recap, output
